@@ -1,0 +1,52 @@
+"""The contract of a stage. The trainer knows nothing else about what it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from g3n.stream.samples import Batch
+
+
+class Task(Protocol):
+    """One training stage: what is trained, what stays frozen, and what is minimized.
+
+    Every draw a sample needs (mask, t, noise, dropped variables) comes from ``batch.seeds`` alone, so the loss of a
+    global batch does not depend on world size or micro-batch size.
+    """
+
+    name: str
+    unit: str  # what a sample is called in throughput figures: "volumes", "latents", "pairs"
+    kind: Literal["volume", "latent", "pair"]  # which samples the stream must deliver
+
+    def build(self) -> nn.Module:
+        """The trainable module on the CPU, initialized from torch's current seed. Its forward is called once a loss."""
+
+    def frozen(self) -> Mapping[str, nn.Module]:
+        """Modules the loss needs and never trains; the trainer moves them to the device, the engine never sees them."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean loss over the batch (fp32 scalar) and detached scalars to log."""
+
+    def eval_step(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Per-sample figures, each float32 [B]; the trainer averages them with ``batch.weights``."""
+
+    def panels(self, model: nn.Module, batch: Batch) -> dict[str, np.ndarray]:
+        """Pictures of this batch by name, uint8 [height, width]."""
+
+    def artifact(self) -> Mapping[str, Any]:
+        """What the next stage must check: fingerprints of inputs, grid, variables. Written to every checkpoint."""
+
+
+def sample_generator(seed: int) -> torch.Generator:
+    """A CPU generator whose draws are a function of ``seed`` alone."""
+    return torch.Generator().manual_seed(int(seed) & 0x7FFF_FFFF_FFFF_FFFF)
+
+
+def randn_like_samples(seeds: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Standard normal float32 [B, *shape], row b drawn from ``seeds[b]`` alone."""
+    return torch.stack([torch.randn(shape, generator=sample_generator(int(s))) for s in seeds])
