@@ -117,7 +117,9 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
             return value
         raise G3nError(
             f"config key '{path}' is {value!r}; allowed: {', '.join(map(str, args))}"
-            + (did_you_mean(value, [str(a) for a in args]) if isinstance(value, str) and value else "").split("; known")[0]
+            + (did_you_mean(value, [str(a) for a in args]) if isinstance(value, str) and value else "").split(
+                "; known"
+            )[0]
         )
     elif dataclasses.is_dataclass(kind):
         return build(typing.cast(type, kind), value, path)

@@ -1,12 +1,18 @@
-"""What one decoded sample and one batch look like. Reading them is in index.py and lanes.py."""
+"""What one decoded sample and one batch look like, and how the first become the second."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from g3n.stream.decode import read_latent_sample, read_volume_sample
+from g3n.stream.index import Sample, Shard, ShardIndex
+from g3n.stream.pairs import elapsed_years
 
 
 @dataclass(frozen=True)
@@ -35,3 +41,57 @@ class Batch:
         """The same batch with its data tensors on ``device`` (seeds and cursors stay on the CPU)."""
         moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors.items()}
         return replace(self, tensors=moved, weights=self.weights.to(device))
+
+
+@dataclass(frozen=True)
+class Item:
+    """One sample on its way to a batch. ``tensors`` as in Batch without the batch axis, scalars as floats."""
+
+    tensors: dict[str, Tensor | float]
+    variables: dict[str, Any]
+    key: str
+    seed: int = 0
+    lane: int = 0
+    position: int = 0
+    weight: float = 1.0
+    damaged: tuple[str, ...] = ()  # what the stream skipped on the way to this sample
+
+
+def read_item(
+    index: ShardIndex, shard: Shard, sample: Sample, visits: tuple[int, ...], cache: str | Path | None
+) -> Item:
+    """Decode a volume (``visits`` empty), one visit's latent, or a (baseline, target) pair. Raises Damage, G3nError."""
+    if not visits:
+        volume = read_volume_sample(index, shard, sample, cache)
+        scalars = {"mean": volume.brain_mean, "rstd": 1.0 / volume.brain_std}
+        return Item({"volume": torch.from_numpy(volume.voxels), **scalars}, volume.variables, sample.key)
+    latents = read_latent_sample(index, shard, sample, cache)
+    tokens = [torch.from_numpy(latents.tokens[i]).float() for i in visits]
+    chosen = [latents.visits[i] for i in visits]
+    key = f"{sample.key}_visit-{'-'.join(f'{i + 1:02d}' for i in visits)}"
+    if len(visits) == 1:
+        return Item({"latent": tokens[0]}, chosen[0].variables, key)
+    pair = {"baseline": tokens[0], "target": tokens[1], "elapsed_years": elapsed_years(chosen[0], chosen[1])}
+    return Item(pair, chosen[1].variables, key)
+
+
+def collate(items: Sequence[Item]) -> Batch:
+    """Stack samples of one kind; tensors go straight into pinned memory where there is a GPU to feed."""
+    pin = torch.cuda.is_available()
+    tensors = {}
+    for name, first in items[0].tensors.items():
+        values = [item.tensors[name] for item in items]
+        if isinstance(first, Tensor):
+            out = torch.empty((len(items), *first.shape), dtype=first.dtype, pin_memory=pin)
+            tensors[name] = torch.stack(values, out=out)  # type: ignore[arg-type]
+        else:
+            tensors[name] = torch.tensor(values, dtype=torch.float32)
+    return Batch(
+        tensors=tensors,
+        variables=[item.variables for item in items],
+        keys=[item.key for item in items],
+        seeds=torch.tensor([item.seed for item in items], dtype=torch.int64),
+        lanes=torch.tensor([item.lane for item in items], dtype=torch.int64),
+        positions=torch.tensor([item.position for item in items], dtype=torch.int64),
+        weights=torch.tensor([item.weight for item in items], dtype=torch.float32),
+    )

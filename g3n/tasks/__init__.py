@@ -1,0 +1,10 @@
+"""The four stages by name."""
+
+from __future__ import annotations
+
+from g3n.tasks.decoder import DecoderTask
+from g3n.tasks.dit import DiTTask
+from g3n.tasks.forecast import ForecastTask
+from g3n.tasks.mae import MAETask
+
+TASKS = {task.name: task for task in (MAETask, DecoderTask, DiTTask, ForecastTask)}

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from g3n.config import G3nError, to_plain
+from g3n.stream.index import ShardIndex
 from g3n.stream.samples import Batch
 
 
@@ -50,3 +52,27 @@ def sample_generator(seed: int) -> torch.Generator:
 def randn_like_samples(seeds: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Standard normal float32 [B, *shape], row b drawn from ``seeds[b]`` alone."""
     return torch.stack([torch.randn(shape, generator=sample_generator(int(s))) for s in seeds])
+
+
+def check_grid(index: ShardIndex, volume_shape: tuple[int, int, int]) -> None:
+    """Raise G3nError where the shards' volumes are not of the shape the model reads."""
+    if tuple(index.grid.shape) != tuple(volume_shape):
+        raise G3nError(
+            f"shards '{index.url}' hold volumes of {tuple(index.grid.shape)}, but model.net.volume_shape is "
+            f"{tuple(volume_shape)}; pack on that grid or change the config"
+        )
+
+
+def volume_artifact(index: ShardIndex) -> dict[str, Any]:
+    """What later stages check about the volumes a stage was trained on."""
+    return {"shards": index.fingerprint, "grid": to_plain(index.grid), "variables": to_plain(index.variables)}
+
+
+def picture(volumes_BKXYZ: Tensor, rows: int = 4, window: tuple[float, float] = (-2.5, 2.5)) -> np.ndarray:
+    """uint8 [rows * Y, K * X]: the middle axial slice of K z-scored LPS volumes a sample, anterior at the top.
+
+    Exact zeros (background) are black.
+    """
+    v = volumes_BKXYZ[:rows, ..., volumes_BKXYZ.shape[-1] // 2].float().cpu().numpy()
+    gray = np.clip((v - window[0]) / (window[1] - window[0]), 0, 1) * 255 * (v != 0)
+    return np.concatenate([np.concatenate(list(row.transpose(0, 2, 1)), axis=1) for row in gray]).astype(np.uint8)

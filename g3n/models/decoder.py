@@ -1,0 +1,96 @@
+"""The tokenizer of BrainG3N: linear projection P of frozen encoder features and a 3D CNN decoder back to voxels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    latent_channels: int = 32
+    decoder_channels: tuple[int, ...] = (512, 256, 128, 64)  # one a doubling: log2(patch) entries
+    mask_head: bool = False  # a second output channel tells brain from background; the published decoder has none
+
+    def __post_init__(self) -> None:
+        if self.latent_channels < 1 or any(c % 8 for c in self.decoder_channels):
+            raise ValueError(
+                f"latent_channels {self.latent_channels} must be positive and decoder_channels {self.decoder_channels} "
+                "divisible by 8 (group norm)"
+            )
+
+
+class ResidualBlock(nn.Module):
+    """GroupNorm, SiLU, 3x3x3 convolution, twice, around a skip."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(8, channels)
+        self.conv1 = nn.Conv3d(channels, channels, 3, padding=1)
+        self.norm2 = nn.GroupNorm(8, channels)
+        self.conv2 = nn.Conv3d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        return x + self.conv2(F.silu(self.norm2(h)))
+
+
+def pixel_shuffle3d(x: Tensor) -> Tensor:
+    """[B, 8C, X, Y, Z] -> [B, C, 2X, 2Y, 2Z] (Shi 2016, in 3D)."""
+    B, C8, X, Y, Z = x.shape
+    x = x.view(B, C8 // 8, 2, 2, 2, X, Y, Z).permute(0, 1, 5, 2, 6, 3, 7, 4)
+    return x.reshape(B, C8 // 8, 2 * X, 2 * Y, 2 * Z)
+
+
+class CNNDecoder(nn.Module):
+    """Latents [B, C, x, y, z] -> [B, 1 or 2, X, Y, Z], doubling the resolution once a stage."""
+
+    def __init__(self, config: TokenizerConfig, patch: int) -> None:
+        super().__init__()
+        channels = config.decoder_channels
+        if 2 ** len(channels) != patch:
+            raise ValueError(f"decoder_channels has {len(channels)} stages but patch {patch} needs log2({patch})")
+        self.stem = nn.Conv3d(config.latent_channels, channels[0], 3, padding=1)
+        self.blocks = nn.ModuleList(ResidualBlock(c) for c in channels)
+        out = 2 if config.mask_head else 1
+        widths = [*channels[1:], max(8, channels[-1] // 2)]
+        self.up = nn.ModuleList(nn.Conv3d(c, 8 * n, 3, padding=1) for c, n in zip(channels, widths, strict=True))
+        self.head = nn.Conv3d(widths[-1], out, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.stem(z)
+        for block, up in zip(self.blocks, self.up, strict=True):
+            x = pixel_shuffle3d(up(block(x)))
+        return self.head(F.silu(x))
+
+
+class Tokenizer(nn.Module):
+    """P (width -> C) and the CNN decoder. Trained with the encoder frozen."""
+
+    def __init__(self, config: TokenizerConfig, encoder_width: int, tokens: tuple[int, int, int], patch: int) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.projection = nn.Linear(encoder_width, config.latent_channels, bias=False)
+        # z' is divided by one number so that the decoder sees unit scale whatever the encoder's features are
+        self.register_buffer("input_scale", torch.ones(()))
+        self.decoder = CNNDecoder(config, patch)
+
+    input_scale: Tensor
+
+    def decode(self, z_BNC: Tensor) -> Tensor:
+        """Raw projected tokens [B, N, C] -> [B, 1 or 2, X, Y, Z]: z-scored intensities and, if any, brain logits."""
+        z_BCxyz = z_BNC.transpose(1, 2).unflatten(2, self.tokens)
+        return self.decoder((z_BCxyz / self.input_scale).to(self.decoder.stem.weight.dtype))
+
+    def forward(self, features_BND: Tensor) -> Tensor:
+        """Frozen encoder features [B, N, D] -> decoder output."""
+        return self.decode(self.projection(features_BND.to(self.projection.weight.dtype)))
+
+
+def to_volume(output: Tensor) -> Tensor:
+    """Decoder output [B, 1 or 2, X, Y, Z] -> z-scored volume float32 [B, X, Y, Z], background 0 where it is known."""
+    volume = output[:, 0].float()
+    return volume * (output[:, 1] > 0) if output.shape[1] == 2 else volume

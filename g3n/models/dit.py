@@ -1,0 +1,97 @@
+"""Conditional diffusion transformer over projected tokens (Peebles 2023, arXiv 2212.09748): generator and forecaster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from g3n import ops
+from g3n.models.conditioning import Conditioning, Variable, VariableSet
+from g3n.models.layers import MLP, Attention, init_linear, run_blocks, sincos_positions
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    tokens: tuple[int, int, int] = (10, 12, 10)
+    channels: int = 32
+    width: int = 1152
+    depth: int = 12
+    heads: int = 16
+    mlp: int = 4608
+    qk_norm: bool = True
+    variables: dict[str, Variable] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads or self.width % 6:
+            raise ValueError(f"width {self.width} must be divisible by heads {self.heads} and by 6 (3D positions)")
+        if not self.variables:
+            raise ValueError("variables is empty; give the table of clinical variables (see configs/dit.yaml)")
+
+
+class DiTBlock(nn.Module):
+    """adaLN-Zero block: attention and MLP, each modulated before and gated after by the conditioning vector."""
+
+    def __init__(self, width: int, heads: int, mlp: int, qk_norm: bool) -> None:
+        super().__init__()
+        self.attention = Attention(width, heads, qkv_bias=True, qk_norm=qk_norm)
+        self.mlp = MLP(width, mlp)
+        self.modulation = nn.Linear(width, 6 * width)
+
+    def forward(self, x_BTD: Tensor, c_BD: Tensor) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c_BD).chunk(6, dim=-1)
+        h_BTD = self.attention(ops.adaln_modulate(x_BTD, shift1, scale1))
+        x_BTD, h_BTD = ops.gate_residual_adaln(x_BTD, h_BTD, gate1, shift2, scale2)
+        return ops.gate_residual(x_BTD, self.mlp(h_BTD), gate2)
+
+
+class DiT(nn.Module):
+    """Velocity of the flow at (x_t, t) under the clinical variables.
+
+    A forecaster (``source_channels`` > 0) also reads the baseline's latents, joined to x_t along the channels.
+    ``latent_mean`` and ``latent_scale`` only travel with the weights: LatentSpace reads them from the checkpoint.
+    """
+
+    positions: Tensor
+    latent_mean: Tensor
+    latent_scale: Tensor
+
+    def __init__(self, config: DiTConfig, source_channels: int = 0) -> None:
+        super().__init__()
+        self.recompute = False
+        width = config.width
+        n_tokens = config.tokens[0] * config.tokens[1] * config.tokens[2]
+        self.register_buffer("latent_mean", torch.zeros(n_tokens, config.channels))
+        self.register_buffer("latent_scale", torch.ones(config.channels))
+        self.register_buffer("positions", sincos_positions(config.tokens, width))
+        self.embed = nn.Linear(config.channels + source_channels, width)
+        self.conditioning = Conditioning(VariableSet(config.variables), width)
+        # the conditions also scale the positions: a first way for age to act here and not there
+        self.place = nn.Linear(width, width)
+        self.blocks = nn.ModuleList(
+            DiTBlock(width, config.heads, config.mlp, config.qk_norm) for _ in range(config.depth)
+        )
+        self.final_modulation = nn.Linear(width, 2 * width)
+        self.predict = nn.Linear(width, config.channels)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        embeddings = {id(m) for m in self.conditioning.modules()}
+        for module in self.modules():
+            if id(module) not in embeddings:
+                init_linear(module)
+        for layer in (self.final_modulation, self.predict, *(b.modulation for b in self.blocks)):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x_BNC: Tensor, t_B: Tensor, cond_BV: Tensor, source_BNC: Tensor | None = None) -> Tensor:
+        """x_BNC standardized latents at time t_B in [0, 1]; cond_BV from VariableSet.encode. Returns float32 [B, N, C]."""
+        dtype = self.embed.weight.dtype
+        inputs = x_BNC if source_BNC is None else torch.cat([x_BNC, source_BNC], dim=-1)
+        c_BD = self.conditioning(t_B, cond_BV)
+        positions_BND = self.positions.to(dtype) * (1 + self.place(c_BD))[:, None]
+        x_BND = self.embed(inputs.to(dtype)) + positions_BND
+        x_BND = run_blocks(self.blocks, x_BND, self.recompute, c_BD)
+        shift_BD, scale_BD = self.final_modulation(c_BD).chunk(2, dim=-1)
+        return self.predict(ops.adaln_modulate(x_BND, shift_BD, scale_BD)).float()

@@ -1,0 +1,95 @@
+"""The order of training samples: pure functions of (seed, epoch, lane, position), the same on any machine and numpy."""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_right
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import xxhash
+
+from g3n.config import G3nError
+
+
+class Place(NamedTuple):
+    """Where a lane's position lies: epoch, shard number, and number of the sample among the shard's usable ones."""
+
+    epoch: int
+    shard: int
+    sample: int
+
+
+def keyed_hash(domain: str, *words: int | str) -> int:
+    """63-bit xxh3 of a domain and its words (integers as int64 modulo 2^64)."""
+    parts = (
+        word.encode() + b"\0" if isinstance(word, str) else struct.pack("<Q", word & 0xFFFF_FFFF_FFFF_FFFF)
+        for word in words
+    )
+    return xxhash.xxh3_64_intdigest(domain.encode() + b"\0" + b"".join(parts)) >> 1
+
+
+def sample_seed(run_seed: int, lane: int, position: int) -> int:
+    """The 63-bit seed all random draws of a sample come from."""
+    return keyed_hash("sample", run_seed, lane, position)
+
+
+@lru_cache(maxsize=1024)
+def permutation(n: int, domain: str, *words: int) -> tuple[int, ...]:
+    """0..n-1 sorted by a keyed hash."""
+    return tuple(sorted(range(n), key=lambda i: (keyed_hash(domain, *words, i), i)))
+
+
+class LaneOrder:
+    """V lanes over shards with ``counts`` usable samples. Lane l of epoch e owns the shards perm(seed, e)[l::V].
+
+    A lane runs its epochs one after the other without end; its position counts samples from the start of training.
+    """
+
+    def __init__(self, counts: Sequence[int], lanes: int, seed: int) -> None:
+        if lanes > len(counts):
+            raise G3nError(
+                f"data.lanes is {lanes}, but there are {len(counts)} training shards and each lane needs one; pack "
+                f"into more shards (smaller ones) or lower data.lanes"
+            )
+        if sum(counts) == 0:
+            raise G3nError("the training split holds no usable sample (pairs need subjects with two visits or more)")
+        self.counts, self.lanes, self.seed = tuple(counts), lanes, seed
+        self._ends: list[list[int]] = [[] for _ in range(lanes)]  # a lane's position at the end of each epoch
+
+    def shards(self, epoch: int, lane: int) -> tuple[int, ...]:
+        """The shards of a lane in an epoch, in order."""
+        return permutation(len(self.counts), "shards", self.seed, epoch)[lane :: self.lanes]
+
+    def locate(self, lane: int, position: int) -> Place:
+        """Which sample stands at a lane's position."""
+        ends = self._ends[lane]
+        while not ends or ends[-1] <= position:
+            length = sum(self.counts[shard] for shard in self.shards(len(ends), lane))
+            ends.append((ends[-1] if ends else 0) + length)
+        epoch = bisect_right(ends, position)
+        left = position - (ends[epoch - 1] if epoch else 0)
+        for shard in self.shards(epoch, lane):
+            if left < self.counts[shard]:
+                return Place(epoch, shard, permutation(self.counts[shard], "samples", self.seed, epoch, shard)[left])
+            left -= self.counts[shard]
+        raise AssertionError("a position lies inside its epoch")
+
+
+def owned_lanes(lanes: int, world: int, workers: int, rank: int, worker: int) -> range:
+    """Lanes of one worker: lane l belongs to global worker l mod (world * workers), rank = that mod world."""
+    return range(rank + world * worker, lanes, world * workers)
+
+
+def first_turn(samples: int, world: int, rank: int) -> int:
+    """How many samples this rank has had when the run has had ``samples``: rank r takes samples k = r mod world."""
+    return max(0, -(-(samples - rank) // world))
+
+
+def worker_turn(turn: int, workers: int, slot: int) -> tuple[int, int]:
+    """(worker, its own turn) behind loader slot ``slot`` when the rank stands at ``turn``.
+
+    The loader asks its slots 0..n-1 in turn, and the rank's sample i belongs to worker i mod n.
+    """
+    return (turn + slot) % workers, (turn + slot) // workers

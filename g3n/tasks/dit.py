@@ -1,0 +1,154 @@
+"""The generator: flow matching from noise to latents under the clinical variables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import fsspec
+import numpy as np
+import torch
+from safetensors.torch import load
+from torch import Tensor, nn
+
+from g3n.config import G3nError
+from g3n.flow import integrate, path
+from g3n.latent import LatentSpace
+from g3n.models.conditioning import VariableSet, drop_variables
+from g3n.models.dit import DiT, DiTConfig
+from g3n.stream.index import ShardIndex
+from g3n.stream.samples import Batch
+from g3n.tasks.base import picture, sample_generator
+
+
+@dataclass(frozen=True)
+class DiTTaskConfig:
+    tokenizer: str  # the decoder run whose latents these are
+    net: DiTConfig
+    drop_each: float = 0.1  # probability to null one variable
+    drop_all: float = 0.1  # probability to null all of them (classifier-free guidance)
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.drop_each < 1 and 0 <= self.drop_all < 1):
+            raise ValueError(f"drop_each {self.drop_each} and drop_all {self.drop_all} must lie in [0, 1)")
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What chance decides for each sample: t [B], dropped variables [B, V], noise [B, N, C]."""
+
+    t: Tensor
+    drop: Tensor
+    noise: Tensor
+
+
+def draw(seeds_B: Tensor, n_variables: int, shape: tuple[int, int], each: float, all_: float) -> Draws:
+    """Draws on the CPU, row b from ``seeds_B[b]`` alone."""
+    t, drop, noise = [], [], []
+    for seed in seeds_B:
+        generator = sample_generator(int(seed))
+        u = torch.rand(2 + n_variables, generator=generator)
+        t.append(u[0])
+        drop.append((u[2:] < each) | (u[1] < all_))
+        noise.append(torch.randn(shape, generator=generator))
+    return Draws(torch.stack(t), torch.stack(drop), torch.stack(noise))
+
+
+def open_space(config: DiTTaskConfig, index: ShardIndex) -> LatentSpace:
+    """The latent space whose latents ``index`` holds. Raises G3nError where tokenizer and latents do not belong together."""
+    if index.kind != "latent":
+        raise G3nError(
+            f"shards '{index.url}' hold {index.kind}s, expected latents; run python -m data_prep encode first"
+        )
+    try:
+        with fsspec.open(f"{index.url.rstrip('/')}/statistics.safetensors", "rb") as file:
+            statistics = load(file.read())
+    except OSError as error:
+        raise G3nError(
+            f"latents '{index.url}' have no statistics.safetensors; run python -m data_prep encode again"
+        ) from error
+    space = LatentSpace.open(config.tokenizer, statistics)
+    made_by = index.raw["tokenizer"]["fingerprint"]
+    if made_by != space.tokenizer_fingerprint:
+        raise G3nError(
+            f"latents '{index.url}' were encoded by tokenizer {made_by}, but '{config.tokenizer}' is "
+            f"{space.tokenizer_fingerprint}; encode again or name the tokenizer that made them"
+        )
+    if space.mean.shape != (int(np.prod(config.net.tokens)), config.net.channels):
+        raise G3nError(
+            f"latents are {tuple(space.mean.shape)}, but model.net.tokens {config.net.tokens} and channels "
+            f"{config.net.channels} ask for {(int(np.prod(config.net.tokens)), config.net.channels)}"
+        )
+    return space
+
+
+def check_levels(variables: VariableSet, index: ShardIndex) -> None:
+    """Raise G3nError for a level in the shards that the config's table does not know."""
+    for name, levels in variables.levels.items():
+        unknown = set(index.variables.get(name, ())) - set(levels)
+        if unknown:
+            raise G3nError(
+                f"shards '{index.url}' have {name} '{min(unknown)}', which model.net.variables.{name}.levels lacks "
+                f"({', '.join(levels)}); add it to the config"
+            )
+
+
+class DiTTask:
+    """Velocity matching from standard normal noise."""
+
+    Config = DiTTaskConfig
+    name = "dit"
+    unit = "latents"
+    kind: Literal["latent"] = "latent"
+
+    def __init__(self, config: DiTTaskConfig, index: ShardIndex) -> None:
+        self.config, self.index = config, index
+        self.space = open_space(config, index)
+        self.variables = VariableSet(config.net.variables)
+        check_levels(self.variables, index)
+
+    def build(self) -> nn.Module:
+        net = DiT(self.config.net)
+        net.latent_mean.copy_(self.space.mean)
+        net.latent_scale.copy_(self.space.scale)
+        return net
+
+    def frozen(self) -> Mapping[str, nn.Module]:
+        return {"space": self.space}
+
+    def artifact(self) -> Mapping[str, Any]:
+        return {
+            "latents": self.index.fingerprint,
+            "tokenizer": self.space.tokenizer_fingerprint,
+            "shards": self.space.volumes_fingerprint,
+            "grid": self.index.raw["grid"],
+        }
+
+    def _errors(self, model: nn.Module, batch: Batch, training: bool) -> Tensor:
+        """Squared velocity error of each sample, float32 [B]."""
+        x1_BNC = self.space.standardize(batch.tensors["latent"])
+        config = self.config
+        shape = (x1_BNC.shape[1], x1_BNC.shape[2])
+        draws = draw(batch.seeds, len(self.variables.names), shape, config.drop_each, config.drop_all)
+        cond_BV = self.variables.encode(batch.variables)
+        cond_BV = drop_variables(cond_BV, draws.drop) if training else cond_BV
+        device = x1_BNC.device
+        t_B = draws.t.to(device)
+        xt_BNC, velocity_BNC = path(draws.noise.to(device), x1_BNC, t_B)
+        return (model(xt_BNC, t_B, cond_BV.to(device)) - velocity_BNC).square().mean(dim=(1, 2))
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        return self._errors(model, batch, training=True).mean(), {}
+
+    def eval_step(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        return {"velocity": self._errors(model, batch, training=False)}
+
+    def panels(self, model: nn.Module, batch: Batch) -> dict[str, np.ndarray]:
+        """Real volumes (decoded) beside samples drawn under the same variables."""
+        x1_BNC = self.space.standardize(batch.tensors["latent"])
+        device = x1_BNC.device
+        cond_BV = self.variables.encode(batch.variables).to(device)
+        noise = draw(batch.seeds, 0, (x1_BNC.shape[1], x1_BNC.shape[2]), 0, 0).noise.to(device)
+        drawn = integrate(lambda x, t: model(x, t, cond_BV), noise, steps=20, sampler="euler")
+        return {"samples": picture(torch.stack([self.space.decode(x1_BNC), self.space.decode(drawn)], dim=1))}
