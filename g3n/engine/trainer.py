@@ -1,0 +1,343 @@
+"""One trainer for every task: steps, validation, checkpoints. It knows tasks only by their contract."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+from g3n.config import G3nError, to_plain, write_yaml
+from g3n.engine import checkpoint, ema
+from g3n.engine.deepspeed import (
+    EngineConfig,
+    OptimConfig,
+    accumulation,
+    deepspeed_config,
+    grad_norm,
+    initialize,
+    set_learning_rate,
+)
+from g3n.engine.distributed import Ranks, gather_objects, max_over_ranks, sum_over_ranks
+from g3n.engine.schedule import learning_rate
+from g3n.meters import Meter, clock
+from g3n.stream import cursors
+from g3n.stream.index import ShardIndex
+from g3n.stream.lanes import StreamConfig, TrainStream, eval_batches
+from g3n.stream.samples import Batch
+from g3n.tasks.base import Task
+from g3n.tracking import Tracker, TrackingConfig, environment
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig(EngineConfig):
+    """How long, and what is written on the way."""
+
+    steps: int
+    ema_decay: float = 0.9999
+    log_every: int = 20
+    eval_every: int = 1000
+    eval_batches: int | None = None  # validation micro-batches a rank; all where null
+    save_every: int = 1000
+    keep_last: int = 2
+    panels: bool = True  # pictures of the first validation batch
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("steps", "log_every", "eval_every", "save_every", "keep_last"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} must be >= 1")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay {self.ema_decay} must lie in [0, 1)")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything about a run. ``model`` is the task's own dataclass."""
+
+    task: str
+    name: str
+    model: Any
+    data: StreamConfig
+    trainer: TrainerConfig
+    optim: OptimConfig
+    runs: str = "runs"
+    seed: int = 0
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    deepspeed: dict[str, Any] = field(default_factory=dict)  # passed on; what g3n sets itself is refused
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.runs) / self.name
+
+
+def check(config: Config, world: int) -> None:
+    """Raise G3nError for what would fail later: batches that do not divide, keys that g3n owns."""
+    accumulation(config.trainer, world)
+    deepspeed_config(config.trainer, config.optim, world, config.deepspeed)
+
+
+def train(config: Config, task: Task, index: ShardIndex, ranks: Ranks, resume: str) -> int:
+    """Train until the last step or a signal. Returns 0, or 130 after Ctrl-C; both leave a checkpoint."""
+    check(config, ranks.world)
+    start = on_main(ranks, lambda: checkpoint.find(config.folder, resume))
+    trainer = Trainer(config, task, index, ranks, start)
+    try:
+        return trainer.run()
+    finally:
+        trainer.close()
+
+
+def on_main(ranks: Ranks, function: Callable[[], T]) -> T:
+    """Call ``function`` on rank 0 and give every rank its result, or its G3nError."""
+    result: tuple[Any, str | None] = (None, None)
+    if ranks.main:
+        try:
+            result = (function(), None)
+        except G3nError as error:
+            result = (None, str(error))
+    value, message = gather_objects(result, ranks)[0]
+    if message is not None:
+        raise G3nError(message)
+    return value  # type: ignore[no-any-return]
+
+
+class Trainer:
+    """The state of a run in this process."""
+
+    def __init__(self, config: Config, task: Task, index: ShardIndex, ranks: Ranks, start: Path | None) -> None:
+        self.config, self.task, self.index, self.ranks = config, task, index, ranks
+        self.signal = 0  # what this process received
+        self.stopping = 0  # what all ranks agreed on after the last step
+        self.tracker: Tracker | None = None
+        self.stream: TrainStream | None = None
+        self.tree = json.loads(json.dumps(to_plain(config)))
+        self.state: dict[str, Any] = {
+            "task": task.name,
+            "world": ranks.world,
+            "zero_stage": config.trainer.zero_stage,
+            "artifact": json.loads(json.dumps(to_plain(task.artifact()))),
+        }
+        saved = checkpoint.check_state(start, self.state, self.tree) if start else {}
+        self.step = int(saved.get("step", 0))
+        self.last_loss = float(saved.get("loss", math.nan))
+        for module in task.frozen().values():
+            module.to(ranks.device)
+        torch.manual_seed(config.seed)
+        self.engine = initialize(task.build(), config.trainer, config.optim, ranks, config.deepspeed)
+        self.cursors: cursors.State = cursors.start(config.data.lanes)
+        if start:
+            self.average, state = checkpoint.load(start, self.engine)
+            self.cursors = cursors.check(state, config.data.lanes)
+        else:
+            self.average = ema.start_average(self.engine)
+        self.passes = accumulation(config.trainer, ranks.world)
+        self.meter = Meter(config.trainer.global_batch)
+        self.console = Console(highlight=False)
+        self.saved_step = self.step if start else -1
+        if ranks.main:
+            self._open_tracker(saved.get("mlflow_run_id"))
+            self._say(f"go on from '{start}'" if start else f"a new run in '{config.folder}'")
+
+    def _open_tracker(self, run_id: str | None) -> None:
+        run = self.config.folder
+        run.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_atomically(run / "config.yaml", write_yaml(self.config))
+        env = {**environment(), "world": self.ranks.world, "device": str(self.ranks.device)}
+        checkpoint.write_atomically(run / "env.json", json.dumps(env, indent=1))
+        params = checkpoint.flat(self.tree)
+        self.tracker = Tracker(run, self.config.tracking, params, self.step, run_id)
+
+    def run(self) -> int:
+        settings = self.config.trainer
+        if self.step >= settings.steps:
+            self._say(f"already at step {self.step} of {settings.steps}: nothing to do")
+            return 0
+        previous = {s: signal.signal(s, self._on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            self.stream = self._open_stream()
+            with self._bar() as bar:
+                bar_id = bar.add_task(self.config.name, total=settings.steps, completed=self.step)
+                while self.step < settings.steps and not self.stopping:
+                    self._train_step()
+                    bar.update(bar_id, completed=self.step)
+                    last = self.step == settings.steps
+                    if last or self.step % settings.eval_every == 0:
+                        self._validate()
+                    if last or self.step % settings.save_every == 0 or self.stopping:
+                        self._save()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        if self.stopping:
+            self._say(f"stopped by {signal.Signals(self.stopping).name} at step {self.step}; run it again to go on")
+        else:
+            self._say(f"finished: {checkpoint.step_folder(self.config.folder, self.step)}")
+        return 130 if self.stopping == signal.SIGINT else 0
+
+    def close(self) -> None:
+        if self.stream is not None:
+            self.stream.close()
+        if self.tracker is not None:
+            self.tracker.close(finished=self.step >= self.config.trainer.steps)
+
+    def _open_stream(self) -> TrainStream:
+        data, ranks = self.config.data, self.ranks
+        micro, state = self.config.trainer.micro_batch, self.cursors
+        return TrainStream(
+            self.index, data, self.task.kind, micro, ranks.rank, ranks.world, self.config.seed, state=state
+        )
+
+    def _on_signal(self, number: int, _frame: Any) -> None:
+        self.signal = number
+
+    def _train_step(self) -> None:
+        settings, optim = self.config.trainer, self.config.optim
+        rate = learning_rate(self.step, settings.steps, optim.lr, optim.warmup_steps, optim.min_lr_ratio)
+        set_learning_rate(self.engine, rate)
+        sums: dict[str, Tensor] = {}
+        keys: list[str] = []
+        for _ in range(self.passes):
+            batch = self._next_batch()
+            keys += batch.keys
+            loss, logs = self.task.loss(self.engine, batch.to(self.ranks.device))
+            self._check_finite(loss, batch)
+            self.engine.backward(loss)
+            self.engine.step()
+            for name, value in {"loss": loss.detach(), **logs}.items():
+                sums[name] = sums.get(name, torch.zeros((), device=self.ranks.device)) + value.float() / self.passes
+            self.cursors = cursors.merge(self.cursors, batch.lanes, batch.positions, len(batch) * self.ranks.world)
+        norm = grad_norm(self.engine)
+        if not self.engine.was_step_applied() or not math.isfinite(norm):
+            self._raise_with_keys(f"gradients are not finite at step {self.step + 1}", keys)
+        ema.update_average(self.average, self.engine, settings.ema_decay, self.step)
+        self.step += 1
+        self.meter.stepped()
+        self.stopping = max_over_ranks([self.signal], self.ranks.device)[0]
+        if self.step % settings.log_every == 0 or self.step == settings.steps or self.stopping:
+            self._log_step(sums, rate, norm)
+
+    def _next_batch(self) -> Batch:
+        assert self.stream is not None
+        begin = time.perf_counter()
+        batch = next(self.stream)
+        self.meter.waited(time.perf_counter() - begin)
+        return batch
+
+    def _check_finite(self, loss: Tensor, batch: Batch) -> None:
+        bad = int(not bool(torch.isfinite(loss.detach())))
+        if max_over_ranks([bad], self.ranks.device)[0]:
+            self._raise_with_keys(f"loss is not finite at step {self.step + 1}", batch.keys if bad else [])
+
+    def _raise_with_keys(self, what: str, keys: list[str]) -> None:
+        """Collective: every rank raises the same error, which names the ranks and their samples."""
+        everyone = gather_objects(keys, self.ranks)
+        names = "; ".join(f"rank {r}: {', '.join(k)}" for r, k in enumerate(everyone) if k)
+        last = checkpoint.finished_steps(self.config.folder)
+        raise G3nError(
+            f"{what} ({names}); the last good checkpoint is {last[-1].name if last else 'none'}. Look at these samples, "
+            f"lower optim.lr, or use trainer.precision=fp32"
+        )
+
+    def _log_step(self, sums: Mapping[str, Tensor], rate: float, norm: float) -> None:
+        totals = sum_over_ranks(torch.stack(list(sums.values()))) / self.ranks.world
+        means = dict(zip(sums, totals.tolist(), strict=True))
+        self.last_loss = means["loss"]
+        if self.tracker is None or self.stream is None:
+            return
+        meter, unit = self.meter, self.task.unit
+        values = {f"train/{name}": value for name, value in means.items()}
+        values |= {"train/lr": rate, "train/grad_norm": norm, "train/samples": self.cursors["samples"]}
+        values |= {f"speed/{unit}_per_second": meter.samples_a_second, "speed/data_wait_share": meter.data_wait_share}
+        values["data/damaged"] = self.stream.damaged
+        if self.ranks.device.type == "cuda":
+            values["speed/peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        self.tracker.metrics(self.step, values)
+        left = clock(meter.step_seconds * (self.config.trainer.steps - self.step))
+        self._say(
+            f"step {self.step}/{self.config.trainer.steps}  loss {means['loss']:.4f}  lr {rate:.2e}  grad {norm:.2f}  "
+            f"{meter.samples_a_second:.1f} {unit}/s  data {meter.data_wait_share:.0%}  left {left}"
+        )
+
+    @torch.no_grad()
+    def _validate(self) -> None:
+        settings, ranks = self.config.trainer, self.ranks
+        if not any(shard.samples for shard in self.index.splits.get("val", ())):
+            return
+        totals: dict[str, Tensor] = {}
+        weight = torch.zeros((), dtype=torch.float64, device=ranks.device)
+        pictures: dict[str, Any] = {}
+        self.engine.eval()
+        micro = settings.micro_batch
+        batches = eval_batches(
+            self.index, self.config.data, self.task.kind, "val", micro, ranks.rank, ranks.world, self.config.seed
+        )
+        for i, host_batch in enumerate(batches):
+            if settings.eval_batches is not None and i >= settings.eval_batches:
+                break
+            batch = host_batch.to(ranks.device)
+            for name, values in self.task.eval_step(self.engine, batch).items():
+                part = (values.double() * batch.weights).sum()
+                totals[name] = totals.get(name, torch.zeros_like(weight)) + part
+            weight += batch.weights.sum()
+            if i == 0 and settings.panels:  # on every rank: under ZeRO-3 a forward is collective
+                pictures = self.task.panels(self.engine, batch)
+        self.engine.train()
+        if totals:
+            *sums, count = sum_over_ranks(torch.stack([*totals.values(), weight])).tolist()
+            means = {f"val/{name}": value / count for name, value in zip(totals, sums, strict=True)}
+            if self.tracker is not None:
+                self.tracker.metrics(self.step, means)
+                for name, gray in pictures.items():
+                    self.tracker.picture(self.step, name, gray)
+            self._say(f"step {self.step}  " + "  ".join(f"{k} {v:.4f}" for k, v in means.items()))
+        self.meter.pause()
+
+    def _save(self) -> None:
+        if self.saved_step == self.step:
+            return
+        self.cursors["cursors"] = max_over_ranks(self.cursors["cursors"], self.ranks.device)
+        state = {
+            **self.state,
+            "step": self.step,
+            "samples": self.cursors["samples"],
+            "loss": self.last_loss,
+            "config": self.tree,
+            "mlflow_run_id": self.tracker.run_id if self.tracker else None,
+        }
+        folder = checkpoint.save(
+            self.config.folder,
+            self.step,
+            self.engine,
+            self.average,
+            write_yaml(self.config),
+            self.cursors,
+            state,
+            self.config.trainer.keep_last,
+        )
+        self.saved_step = self.step
+        self._say(f"saved '{folder}'")
+        self.meter.pause()
+
+    def _bar(self) -> Progress:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        visible = self.ranks.main and sys.stdout.isatty()
+        return Progress(*columns, TimeRemainingColumn(), console=self.console, disable=not visible)
+
+    def _say(self, text: str) -> None:
+        if self.ranks.main:
+            self.console.print(f"[{self.config.name}] {text}", markup=False, soft_wrap=True)

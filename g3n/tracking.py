@@ -1,0 +1,192 @@
+"""What a run leaves behind for people: metrics.jsonl always, MLflow where it works. Only rank 0 tracks.
+
+MLflow runs in a thread of its own: a slow, broken or missing tracking server never slows or stops training.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+log = logging.getLogger(__name__)
+_CLOSE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    mlflow: bool = True
+    uri: str | None = None  # default: sqlite in the runs folder
+    experiment: str = "g3n"
+
+
+class Tracker:
+    """metrics.jsonl and pictures in the run folder, and the same in MLflow."""
+
+    def __init__(
+        self, run: Path, config: TrackingConfig, params: Mapping[str, Any], step: int, run_id: str | None
+    ) -> None:
+        self.run = run
+        run.mkdir(parents=True, exist_ok=True)
+        _keep_until(run / "metrics.jsonl", step)
+        self._file = open(run / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115 (closed in close)
+        self._mlflow = _MLflow(run, config, params, run_id) if config.mlflow else None
+
+    @property
+    def run_id(self) -> str | None:
+        return self._mlflow.run_id if self._mlflow else None
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
+        if self._mlflow:
+            self._mlflow.metrics(step, values)
+
+    def picture(self, step: int, name: str, gray: np.ndarray) -> None:
+        """``gray`` uint8 [height, width] -> samples/step_<step>_<name>.png."""
+        from matplotlib.image import imsave
+
+        path = self.run / "samples" / f"step_{step:08d}_{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        imsave(path, gray, cmap="gray", vmin=0, vmax=255)
+        self.artifact(path, "samples")
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        if self._mlflow:
+            self._mlflow.artifact(path, folder)
+
+    def close(self, finished: bool) -> None:
+        self._file.close()
+        if self._mlflow:
+            self._mlflow.close("FINISHED" if finished else "KILLED")
+
+
+class _MLflow:
+    """One thread that owns the MLflow client; ``run_id`` is known soon after the start, or never."""
+
+    def __init__(self, run: Path, config: TrackingConfig, params: Mapping[str, Any], run_id: str | None) -> None:
+        self.run_id = run_id
+        self._queue: queue.Queue[Callable[[Any], None] | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._work, args=(run, config, dict(params)), daemon=True)
+        self._thread.start()
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        now = int(time.time() * 1000)
+
+        def send(client: Any) -> None:
+            from mlflow.entities import Metric
+
+            client.log_batch(self.run_id, metrics=[Metric(k, float(v), now, step) for k, v in values.items()])
+
+        self._queue.put(send)
+
+    def artifact(self, path: Path, folder: str) -> None:
+        self._queue.put(lambda client: client.log_artifact(self.run_id, str(path), folder or None))
+
+    def close(self, status: str) -> None:
+        self._queue.put(lambda client: client.set_terminated(self.run_id, status))
+        self._queue.put(None)
+        self._thread.join(_CLOSE_SECONDS)
+        if self._thread.is_alive():
+            log.warning("MLflow did not answer within %.0f s; metrics.jsonl holds everything", _CLOSE_SECONDS)
+
+    def _work(self, run: Path, config: TrackingConfig, params: dict[str, Any]) -> None:
+        try:
+            client = self._open(run, config, params)
+            while (job := self._queue.get()) is not None:
+                job(client)
+        except Exception as error:  # tracking must never stop training, whatever a plugin or server throws
+            reason = " ".join(str(error).split())[:200]
+            log.warning("MLflow is off for this run (%s: %s); metrics.jsonl goes on", type(error).__name__, reason)
+
+    def _open(self, run: Path, config: TrackingConfig, params: dict[str, Any]) -> Any:
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        from mlflow.entities import Param
+        from mlflow.tracking import MlflowClient
+
+        store = run.parent.resolve()
+        client = MlflowClient(config.uri or f"sqlite:///{store / 'mlflow.db'}")
+        experiment = client.get_experiment_by_name(config.experiment)
+        if experiment is None:
+            location = None if config.uri else (store / "mlartifacts").as_uri()
+            experiment_id = client.create_experiment(config.experiment, artifact_location=location)
+        else:
+            experiment_id = experiment.experiment_id
+        if self.run_id is None:
+            self.run_id = client.create_run(experiment_id, run_name=run.name).info.run_id
+            items = [Param(k, str(v)[:500]) for k, v in params.items()]
+            for i in range(0, len(items), 100):
+                client.log_batch(self.run_id, params=items[i : i + 100])
+            for name in ("config.yaml", "env.json"):
+                client.log_artifact(self.run_id, str(run / name))
+            client.set_tag(self.run_id, "git_sha", git_sha())
+        else:
+            client.update_run(self.run_id, status="RUNNING")
+        return client
+
+
+def _keep_until(path: Path, step: int) -> None:
+    """Drop the lines of steps after ``step``: a resumed run writes them again."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except ValueError:
+            continue  # a line cut by a kill
+    part = path.with_name(".metrics.jsonl.part")
+    part.write_text("".join(f"{line}\n" for line in kept))
+    os.replace(part, path)
+
+
+def git_sha() -> str:
+    """The commit of the checkout g3n was imported from, "+" appended where it has changes; "unknown" outside git."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        run = [
+            subprocess.run(
+                ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=True
+            ).stdout
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain"])
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return run[0].strip() + ("+" if run[1].strip() else "")
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware of this process, for env.json."""
+    import torch
+
+    packages = {}
+    for name in ("torch", "deepspeed", "triton", "xformers", "webdataset", "monai", "numpy", "mlflow", "nibabel"):
+        try:
+            packages[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            packages[name] = "missing"
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "git_sha": git_sha(),
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "gpus": gpus,
+        "cores": os.cpu_count(),
+        "packages": packages,
+    }

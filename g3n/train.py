@@ -1,0 +1,91 @@
+"""Train a stage: ``deepspeed g3n/train.py --config configs/mae.yaml [key=value ...]``.
+
+On one GPU or a laptop ``python g3n/train.py --config configs/tiny/mae.yaml`` does the same alone. Running the same line again
+goes on from the newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the launcher puts g3n/ itself on the path
+
+from g3n.config import G3nError, build, did_you_mean, read_yaml, write_yaml
+from g3n.engine.trainer import Config, check, train
+from g3n.stream.index import load_index
+from g3n.tasks import TASKS
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The typed configuration of a YAML file with ``key=value`` overrides. Raises G3nError."""
+    raw = read_yaml(path, overrides)
+    task = raw.get("task")
+    if task not in TASKS:
+        raise G3nError(f"config key 'task' is {task!r}{did_you_mean(str(task), list(TASKS))}")
+    return build(Config, raw, sections={"model": TASKS[task].Config})
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="deepspeed g3n/train.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, metavar="YAML", help="one of configs/*.yaml, or yours")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example optim.lr=1e-4 trainer.steps=100")
+    parser.add_argument(
+        "--resume",
+        default="auto",
+        metavar="auto|never|STEP_FOLDER",
+        help="auto (default): go on from the newest intact checkpoint; never: refuse a folder that has one",
+    )
+    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
+    parser.add_argument("--dry-run", action="store_true", help="check config, inputs and sizes, train nothing")
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # given by DeepSpeed's launcher
+    return parser.parse_intermixed_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0 done or stopped by SIGTERM with a checkpoint, 130 by Ctrl-C with one, 2 after a user's mistake."""
+    args = parse(sys.argv[1:] if argv is None else argv)
+    try:
+        config = load_config(args.config, args.overrides)
+        if args.print_config:
+            print(write_yaml(config), end="")
+            return 0
+        check(config, int(os.environ.get("WORLD_SIZE", "1")))
+        index = load_index(config.data.shards)
+        task: Any = TASKS[config.task](config.model, index)
+        if args.dry_run:
+            return _describe(config, task)
+    except G3nError as error:
+        if os.environ.get("RANK", "0") == "0":  # every rank finds the same mistake; one line says it
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    from g3n.engine import distributed
+
+    ranks = distributed.start()
+    try:
+        return train(config, task, index, ranks, args.resume)
+    except G3nError as error:
+        print(f"error: {f'[rank {ranks.rank}] ' if ranks.world > 1 else ''}{error}", file=sys.stderr)
+        return 2
+    finally:
+        distributed.stop()
+
+
+def _describe(config: Config, task: Any) -> int:
+    parameters = sum(p.numel() for p in task.build().parameters())
+    print(f"task {config.task}, run '{config.folder}', {parameters / 1e6:.2f} M trained parameters, inputs are right")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
