@@ -1,0 +1,69 @@
+"""metrics.jsonl always; MLflow beside it; nothing of it may stop a run."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from g3n.tracking import Tracker, TrackingConfig
+
+
+def rows(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def prepared(tmp_path: Path) -> Path:
+    run = tmp_path / "mae"
+    run.mkdir()
+    (run / "config.yaml").write_text("task: mae\n")
+    (run / "env.json").write_text("{}")
+    return run
+
+
+def test_metrics_parameters_and_pictures_reach_mlflow_and_the_run_folder(tmp_path: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    run = prepared(tmp_path)
+    tracker = Tracker(run, TrackingConfig(), {"optim.lr": 0.1}, step=0, run_id=None)
+    tracker.metrics(1, {"train/loss": 0.5})
+    tracker.metrics(2, {"train/loss": 0.25})
+    tracker.picture(2, "seen", np.arange(64, dtype=np.uint8).reshape(8, 8))
+    tracker.close(finished=True)
+    assert [r["train/loss"] for r in rows(run)] == [0.5, 0.25]
+    assert (run / "samples" / "step_00000002_seen.png").is_file()
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (entry,) = client.search_runs([client.get_experiment_by_name("g3n").experiment_id])
+    assert entry.info.run_id == tracker.run_id
+    assert entry.info.status == "FINISHED"
+    assert entry.data.params == {"optim.lr": "0.1"}
+    history = client.get_metric_history(entry.info.run_id, "train/loss")
+    assert [(m.step, m.value) for m in history] == [(1, 0.5), (2, 0.25)]
+    names = {f.path for f in client.list_artifacts(entry.info.run_id)}
+    assert names == {"config.yaml", "env.json", "samples"}
+    assert "git_sha" in entry.data.tags
+
+
+def test_a_resumed_run_drops_the_lines_it_will_write_again(tmp_path: Path) -> None:
+    run = prepared(tmp_path)
+    (run / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "tra')
+    tracker = Tracker(run, TrackingConfig(mlflow=False), {}, step=2, run_id=None)
+    tracker.metrics(3, {"train/loss": 1.0})
+    tracker.close(finished=True)
+    assert [r["step"] for r in rows(run)] == [1, 2, 3]
+
+
+def test_a_dead_server_costs_a_warning_and_no_metric(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    run = prepared(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        tracker = Tracker(run, TrackingConfig(uri="http://127.0.0.1:9"), {}, step=0, run_id=None)
+        tracker.metrics(1, {"train/loss": 0.5})
+        tracker.close(finished=True)
+    assert [r["train/loss"] for r in rows(run)] == [0.5]
+    assert "MLflow is off for this run" in caplog.text
