@@ -120,7 +120,9 @@ def _read(
     try:
         members = read_members(path, sample)
         for suffix, (_, size) in sample.members.items():
-            _need(len(members[suffix]) == size, f"{suffix} has {len(members[suffix])} of {size} bytes, the shard is cut")
+            _need(
+                len(members[suffix]) == size, f"{suffix} has {len(members[suffix])} of {size} bytes, the shard is cut"
+            )
         meta = json.loads(members["json"])
         _need(isinstance(meta, dict), "its JSON is not an object")
     except (*_BAD, OSError) as error:

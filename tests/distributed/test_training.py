@@ -1,0 +1,186 @@
+"""Training on real DeepSpeed ranks: what a run promises about world size, ZeRO stage, resuming and being stopped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from data_prep.encode import encode
+from tests import nano
+from tests.launch import ROOT, command, environment, launch, losses
+
+TASKS = ("mae", "decoder", "dit", "forecast")
+STAGES = (1, 2, 3)
+
+
+class Chain:
+    """A root folder with nano shards and configs, and the runs made in it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        nano.shards(root / "shards")
+        self.configs = nano.configs(root)
+
+    def job(self, task: str, stage: int, name: str, *overrides: str) -> dict[str, Any]:
+        settings = [f"name={name}", f"trainer.zero_stage={stage}", *overrides]
+        return {"config": str(self.configs[task]), "overrides": settings}
+
+    def run(self, ranks: int, jobs: list[dict[str, Any]]) -> None:
+        path = self.root / "jobs.json"
+        path.write_text(json.dumps(jobs))
+        done = launch(ranks, "tests/distributed/worker.py", str(path))
+        assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+
+    def folder(self, name: str) -> Path:
+        return self.root / "runs" / name
+
+    def stopped_at_10(self, name: str) -> str:
+        """A copy of a run as it was after its checkpoint of step 10."""
+        copy = f"{name}-resumed"
+        shutil.copytree(self.folder(name), self.folder(copy))
+        shutil.rmtree(self.folder(copy) / "ckpt" / "step_00000020")
+        (self.folder(copy) / "latest").write_text("step_00000010")
+        return copy
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
+    """All tasks at all stages on 2 ranks, straight and resumed in fresh processes, and once more on 1 rank."""
+    chain = Chain(tmp_path_factory.mktemp("chain"))
+    first, second = TASKS[:2], TASKS[2:]
+    chain.run(2, [chain.job(t, s, t if s == 1 else f"{t}-{s}") for t in first for s in STAGES])
+    encode(str(chain.folder("decoder")), str(chain.root / "shards"), chain.root / "latents", "cpu", 4)
+    again = [(t, s, chain.stopped_at_10(t if s == 1 else f"{t}-{s}")) for t in first for s in STAGES]
+    straight = [chain.job(t, s, t if s == 1 else f"{t}-{s}") for t in second for s in STAGES]
+    chain.run(2, straight + [chain.job(t, s, name) for t, s, name in again])
+    again = [(t, s, chain.stopped_at_10(t if s == 1 else f"{t}-{s}")) for t in second for s in STAGES]
+    bf16 = [chain.job("dit", s, f"dit-bf16-{s}", "trainer.precision=bf16") for s in STAGES]
+    chain.run(2, [chain.job(t, s, name) for t, s, name in again] + bf16)
+    recompute = chain.job("mae", 1, "mae-recompute", "trainer.recompute=true")
+    chain.run(1, [chain.job(t, 1, f"{t}-alone") for t in TASKS] + [recompute])
+    return chain
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("task", TASKS)
+def test_ten_steps_and_ten_more_after_a_resume_are_twenty_steps(chain: Chain, task: str, stage: int) -> None:
+    name = task if stage == 1 else f"{task}-{stage}"
+    straight, resumed = losses(chain.folder(name)), losses(chain.folder(f"{name}-resumed"))
+    assert list(resumed) == list(range(1, 21))
+    assert [resumed[i] for i in range(11, 21)] == [straight[i] for i in range(11, 21)]
+    ends = [load_file(chain.folder(n) / "ckpt/step_00000020/ema.safetensors") for n in (name, f"{name}-resumed")]
+    assert all(torch.equal(ends[0][k], ends[1][k]) for k in ends[0])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_two_ranks_and_one_process_give_the_same_losses(chain: Chain, task: str) -> None:
+    two, one = losses(chain.folder(task)), losses(chain.folder(f"{task}-alone"))
+    assert len(one) == 20
+    assert max(abs(two[i] - one[i]) / one[i] for i in one) < 1e-4
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_zero_stages_agree(chain: Chain, task: str) -> None:
+    first = losses(chain.folder(task))
+    for stage in (2, 3):
+        other = losses(chain.folder(f"{task}-{stage}"))
+        assert max(abs(first[i] - other[i]) / first[i] for i in first) < 1e-4
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_bf16_follows_fp32_and_keeps_statistics_in_full_precision(chain: Chain, stage: int) -> None:
+    full, half = losses(chain.folder("dit")), losses(chain.folder(f"dit-bf16-{stage}"))
+    assert max(abs(full[i] - half[i]) / full[i] for i in full) < 0.05
+    weights = load_file(chain.folder(f"dit-bf16-{stage}") / "ckpt/step_00000020/ema.safetensors")
+    statistics = load_file(chain.root / "latents" / "statistics.safetensors")
+    assert weights["latent_mean"].dtype == torch.float32
+    assert torch.equal(weights["latent_mean"], statistics["mean"])
+    master = load_file(chain.folder(f"dit-bf16-{stage}") / "ckpt/step_00000020/model.safetensors")
+    assert not torch.equal(master["embed.weight"], master["embed.weight"].bfloat16().float())
+
+
+def test_training_learns_and_the_average_trails_the_weights(chain: Chain) -> None:
+    for task in ("mae", "decoder"):
+        curve = losses(chain.folder(task))
+        assert curve[20] < 0.9 * curve[1]
+    step = chain.folder("mae") / "ckpt/step_00000020"
+    ema, model = load_file(step / "ema.safetensors"), load_file(step / "model.safetensors")
+    assert ema.keys() == model.keys()
+    before = load_file(chain.folder("mae") / "ckpt/step_00000010/model.safetensors")
+    name = "encoder.embed.weight"
+    assert (ema[name] - model[name]).norm() < (before[name] - model[name]).norm()
+    assert not torch.equal(ema[name], model[name])
+
+
+def test_stages_two_and_three_write_the_weights_of_stage_one(chain: Chain) -> None:
+    first = load_file(chain.folder("mae") / "ckpt/step_00000020/ema.safetensors")
+    for stage in (2, 3):
+        other = load_file(chain.folder(f"mae-{stage}") / "ckpt/step_00000020/ema.safetensors")
+        assert {k: v.shape for k, v in first.items()} == {k: v.shape for k, v in other.items()}
+        assert max((first[k] - other[k]).abs().max().item() for k in first) < 1e-4
+
+
+def test_recomputing_activations_changes_no_loss(chain: Chain) -> None:
+    plain, recomputed = losses(chain.folder("mae-alone")), losses(chain.folder("mae-recompute"))
+    assert max(abs(plain[i] - recomputed[i]) / plain[i] for i in plain) < 1e-6
+
+
+def test_a_run_leaves_config_environment_pictures_and_validation(chain: Chain) -> None:
+    run = chain.folder("mae")
+    assert json.loads((run / "env.json").read_text())["world"] == 2
+    assert (run / "config.yaml").read_text().startswith("task: mae")
+    assert (run / "samples" / "step_00000020_reconstruction.png").stat().st_size > 200
+    last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]
+    assert 0 < last["val/masked"] < 2
+
+
+def test_the_users_line_runs_on_two_ranks_and_another_world_size_is_refused(chain: Chain) -> None:
+    line = ["g3n/train.py", "--config", str(chain.configs["mae"]), "name=line", "trainer.steps=3"]
+    done = launch(2, *line)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert sorted(losses(chain.folder("line"))) == [1, 2, 3]
+    alone = launch(1, *line)
+    assert alone.returncode == 2
+    assert "world size 2, this run has 1" in alone.stderr
+    assert alone.stderr.count("error:") == 1
+
+
+def test_sigterm_writes_a_checkpoint_and_exits_zero_and_the_same_line_goes_on(chain: Chain) -> None:
+    line = ["g3n/train.py", "--config", str(chain.configs["mae"]), "name=stopped", "trainer.steps=4000"]
+    run = chain.folder("stopped")
+    with subprocess.Popen(
+        command(1, *line), cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not (run / "metrics.jsonl").is_file() or len(losses(run)) < 5:
+            assert process.poll() is None, process.stdout.read() if process.stdout else ""
+            assert time.monotonic() < deadline, "no step within two minutes"
+            time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    last = int((run / "latest").read_text().removeprefix("step_"))
+    assert 5 <= last < 4000
+    # Another length is another schedule, so going on with it is refused and nothing is touched.
+    refused = launch(1, *line[:-1], "trainer.steps=5000")
+    assert refused.returncode == 2
+    assert "trainer.steps = 4000, this run has 5000" in refused.stderr
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_loss_that_is_not_finite_stops_every_rank_and_names_rank_and_samples(chain: Chain, ranks: int) -> None:
+    line = ["g3n/train.py", "--config", str(chain.configs["mae"]), f"name=nan-{ranks}", "optim.lr=1e18"]
+    done = launch(ranks, *line, "trainer.clip_norm=1e30", "optim.warmup_steps=0")
+    assert done.returncode == 2
+    text = done.stdout + done.stderr
+    assert "not finite at step" in text
+    assert f"rank {ranks - 1}: sub-0" in text
