@@ -143,7 +143,9 @@ def write_split(output: Path, split: str, shards: Iterable[list[PackedSample]]) 
     return [write_shard(output, shard_name(split, i), map(encode_sample, samples)) for i, samples in enumerate(shards)]
 
 
-def write_index(output: Path, header: Mapping[str, Any], splits: Mapping[str, list[dict[str, Any]]], plan: str) -> str:
+def write_index(
+    output: Path, header: Mapping[str, Any], splits: Mapping[str, list[dict[str, Any]]], plan: str | None = None
+) -> str:
     """Write index.json, which makes the folder valid, and return the fingerprint of header and sample checksums.
 
     ``header`` has kind, recipe, grid, variables and whatever else the kind of shard needs. ``plan`` is what was given to
@@ -160,7 +162,7 @@ def write_index(output: Path, header: Mapping[str, Any], splits: Mapping[str, li
         **header,
         "splits": splits,
     }
-    write_text(output / "index.json", json.dumps(tree, indent=1) + "\n")
+    write_text(output / "index.json", json.dumps(tree) + "\n")
     for mark in (output / _PLAN, *(output / f".{e['name']}.json" for entries in splits.values() for e in entries)):
         mark.unlink(missing_ok=True)
     return fingerprint
