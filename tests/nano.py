@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 
 from data_prep.shards import PackedSample, write_index, write_split
 from g3n.config import write_yaml
@@ -40,13 +39,13 @@ def packed(subject: int, visit: int, rng: np.random.Generator) -> PackedSample:
         "affine": AFFINE,
         "days_from_baseline": 0 if visit == 1 else 730,
         "variables": {"modality": "T1", "age_years": age + 5 * visit, "sex": sex},
-        "xxh3": xxhash.xxh3_64_hexdigest(array),
     }
     return PackedSample(f"sub-{name}_ses-{visit:02d}_T1", name, "T1", 1, array, meta)
 
 
 def shards(folder: Path, train: int = 16, val: int = 3) -> None:
     """Volume shards: subjects with two visits each, one subject a shard."""
+    folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     groups = [[packed(subject, visit, rng) for visit in (1, 2)] for subject in range(train + val)]
     splits = {

@@ -36,6 +36,8 @@ class Chain:
 
     def run(self, ranks: int, jobs: list[dict[str, Any]]) -> None:
         path = self.root / "jobs.json"
+        # DeepSpeed's stage 3 replaces F.linear for the rest of the process, which changes the last digit: it comes last.
+        jobs = sorted(jobs, key=lambda job: job["overrides"][1])
         path.write_text(json.dumps(jobs))
         done = launch(ranks, "tests/distributed/worker.py", str(path))
         assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
@@ -109,9 +111,9 @@ def test_bf16_follows_fp32_and_keeps_statistics_in_full_precision(chain: Chain, 
 
 
 def test_training_learns_and_the_average_trails_the_weights(chain: Chain) -> None:
-    for task in ("mae", "decoder"):
+    for task, share in (("mae", 0.75), ("decoder", 0.95)):  # the tokenizer starts from a regression
         curve = losses(chain.folder(task))
-        assert curve[20] < 0.9 * curve[1]
+        assert curve[20] < share * curve[1]
     step = chain.folder("mae") / "ckpt/step_00000020"
     ema, model = load_file(step / "ema.safetensors"), load_file(step / "model.safetensors")
     assert ema.keys() == model.keys()
