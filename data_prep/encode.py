@@ -12,7 +12,7 @@ import torch
 from rich.progress import Progress
 from safetensors.torch import save
 
-from data_prep.shards import PackedSample, checksum, write_index, write_split
+from data_prep.shards import PackedSample, write_index, write_split
 from g3n.config import G3nError
 from g3n.latent import LatentSpace
 from g3n.stream.decode import Damage, Volume, read_volume_sample
@@ -35,6 +35,7 @@ def encode(tokenizer: str, shards: str, output: Path, device: str | None, batch:
             f"shards '{shards}' are {index.kind}s with fingerprint {index.fingerprint}, but tokenizer '{tokenizer}' was "
             f"trained on volumes {space.volumes_fingerprint}; use the same shards"
         )
+    output.mkdir(parents=True, exist_ok=True)
     total = sum(len(shard.samples) for split in index.splits.values() for shard in split)
     statistics = _Statistics(*space.mean.shape)
     splits = {}
@@ -120,8 +121,9 @@ def _by_subject(samples: tuple[Sample, ...], tokens: list[np.ndarray], volumes: 
         visits = [
             {"days_from_baseline": volumes[i].days_from_baseline, "variables": volumes[i].variables} for i in members
         ]
-        meta = {"visits": visits, "xxh3": checksum(array)}
-        packed.append(PackedSample(f"sub-{subject}_{modality}", subject, modality, len(members), array, meta))
+        packed.append(
+            PackedSample(f"sub-{subject}_{modality}", subject, modality, len(members), array, {"visits": visits})
+        )
     return packed
 
 
