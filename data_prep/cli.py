@@ -1,0 +1,166 @@
+"""Commands of ``python -m data_prep``. Each reads what the one before wrote: phantom, scan, preprocess, pack, encode."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from g3n.config import G3nError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Prepare scans for training: **scan** a BIDS folder, **preprocess** it onto the atlas grid, **pack** shards; "
+    "later **encode** the shards to latents. **phantom** makes a BIDS folder to try it all on.",
+)
+out = Console()
+
+
+class Align(StrEnum):
+    header = "header"
+    center = "center"
+    affine = "affine"
+
+
+class Strip(StrEnum):
+    none = "none"
+    deepbet = "deepbet"
+
+
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes; default: all processors.")]
+
+
+@app.command()
+def phantom(
+    output: Annotated[Path, typer.Option(help="New BIDS folder.")],
+    subjects: Annotated[int, typer.Option(help="How many subjects; each has 1 to 4 visits.")] = 160,
+    spacing_mm: Annotated[float, typer.Option(help="Voxel size: 4 for a laptop, 1 for the published grid.")] = 4.0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same cohort.")] = 0,
+    workers: Workers = None,
+) -> None:
+    """Make a synthetic cohort with known truth from the ICBM152 templates.
+
+    Healthy, AD and glioma subjects of three cohorts, T1, T1c, T2 and FLAIR, with follow-ups. `truth.tsv` holds the true
+    ventricle, brain and lesion volume of every scan. Run again after an interruption, it goes on where it stopped.
+
+    Example: `python -m data_prep phantom --output demo/bids --subjects 160`
+    """
+    from data_prep.phantom import make_phantom
+
+    scans = make_phantom(output, subjects, spacing_mm, seed, workers)
+    out.print(f"{scans} scans of {subjects} subjects in {output}", soft_wrap=True)
+
+
+@app.command()
+def scan(
+    bids: Annotated[Path, typer.Argument(help="BIDS folder: sub-*/[ses-*/]anat/*.nii.gz and participants.tsv.")],
+    output: Annotated[Path, typer.Option(help="The table to write; manifest.json goes beside it.")],
+    seed: Annotated[int, typer.Option(help="Decides which subject is in which split.")] = 0,
+    val: Annotated[float, typer.Option(min=0, max=1, help="Share of subjects for validation.")] = 0.15,
+    test: Annotated[float, typer.Option(min=0, max=1, help="Share of subjects for the final test.")] = 0.15,
+) -> None:
+    """List the scans of a BIDS folder with their variables and a split by subject.
+
+    Reads T1w, contrast T1w (`ce-*`), T2w and FLAIR, age, sex, diagnosis and cohort from participants.tsv and
+    sessions.tsv, field strength from the sidecars. What it leaves out is reported and listed in manifest.json.
+
+    Example: `python -m data_prep scan my_bids --output work/manifest.tsv`
+    """
+    from data_prep.scan import scan_bids
+
+    report = scan_bids(bids, output, seed, val, test)
+    for line in report:
+        out.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+@app.command()
+def preprocess(
+    manifest: Annotated[Path, typer.Argument(help="manifest.tsv of scan.")],
+    output: Annotated[Path, typer.Option(help="Folder for the volumes, their manifest.tsv and failures.tsv.")],
+    spacing_mm: Annotated[float, typer.Option(help="Voxel size of the atlas grid.")] = 1.0,
+    shape: Annotated[str, typer.Option(help="Voxels of the grid along L, P, S.")] = "160,192,160",
+    align: Annotated[
+        Align,
+        typer.Option(
+            help="header: trust the affine; center: move the center of mass to the atlas; affine: register (antspyx)."
+        ),
+    ] = Align.header,
+    strip: Annotated[Strip, typer.Option(help="deepbet removes the skull first (12 s a scan on a CPU).")] = Strip.none,
+    workers: Workers = None,
+) -> None:
+    """Bring every scan onto the atlas grid: LPS axes, background 0, one float32 volume a scan.
+
+    Use `header` for scans that are already in MNI or SRI24 space, `affine` for native ones, and `--strip deepbet` unless
+    the skull is already removed. A scan that fails is listed in failures.tsv and does not stop the rest; run again, only
+    what is missing is done. Exit code 1 when every scan failed.
+
+    Example: `python -m data_prep preprocess work/manifest.tsv --output work/derivatives --spacing-mm 4 --shape 40,48,40`
+    """
+    from data_prep.preprocess import Recipe, parse_shape, preprocess_all
+
+    recipe = Recipe(parse_shape(shape), spacing_mm, align.value, strip.value)
+    done, failed = preprocess_all(manifest, output, recipe, workers)
+    out.print(f"{done} volumes in {output}" + (f", {failed} failed: see failures.tsv" if failed else ""), soft_wrap=True)
+    if not done:
+        raise typer.Exit(1)
+
+
+@app.command()
+def pack(
+    manifest: Annotated[Path, typer.Argument(help="manifest.tsv of preprocess.")],
+    output: Annotated[Path, typer.Option(help="New folder for the shards.")],
+    samples_per_shard: Annotated[
+        int | None, typer.Option(min=1, help="Default: at most 256, and at least 16 shards a split if subjects allow.")
+    ] = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(help="Secret that hides subject labels; made if missing. Default: subjects.key beside the manifest."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Decides the order of subjects.")] = 0,
+    workers: Workers = None,
+) -> None:
+    """Pack preprocessed volumes into shards: tar files of compressed int16 volumes, and index.json.
+
+    Nothing in the shards names a subject: labels become keyed hashes. Keep the key file; the same key and volumes give the
+    same shards byte for byte. Run again after an interruption, it goes on where it stopped.
+
+    Example: `python -m data_prep pack work/derivatives/manifest.tsv --output work/shards`
+    """
+    from data_prep.pack import pack_all
+
+    index = pack_all(manifest, output, samples_per_shard, key_file, seed, workers)
+    parts = [f"{split}: {sum(len(s['samples']) for s in shards)} in {len(shards)}" for split, shards in index.items()]
+    out.print(f"samples in shards of {output}: {', '.join(parts)}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def encode(
+    tokenizer: Annotated[str, typer.Option(help="Run folder of the decoder task.")],
+    shards: Annotated[str, typer.Option(help="Volume shards (folder or URL) to encode.")],
+    output: Annotated[Path, typer.Option(help="New folder for the latent shards.")],
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: the GPU if there is one.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Volumes at once.")] = 8,
+) -> None:
+    """Encode volumes to the latents that the generator learns.
+
+    Example: `python -m data_prep encode --tokenizer runs/decoder --shards work/shards --output work/latents`
+    """
+    from data_prep.encode import encode as encode_shards
+
+    encode_shards(tokenizer, shards, output, device, batch)
+
+
+def main() -> None:
+    """Run a command; a user's mistake is one line on stderr and exit code 2."""
+    try:
+        app()
+    except G3nError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
