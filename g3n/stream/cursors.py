@@ -17,6 +17,14 @@ def start(lanes: int) -> State:
     return {"cursors": [0] * lanes, "samples": 0}
 
 
+def locate(state: Mapping[str, Any], k: int) -> tuple[int, int]:
+    """(lane, position) of the run's sample ``k``, at or after ``state["samples"]``: sample k is lane k mod V's next."""
+    cursors, samples = state["cursors"], int(state["samples"])
+    lane = k % len(cursors)
+    first = samples + (lane - samples) % len(cursors)
+    return lane, cursors[lane] + (k - first) // len(cursors)
+
+
 def merge(state: Mapping[str, Any], lanes_B: Tensor, positions_B: Tensor, n_global: int) -> State:
     """The state after an optimizer step: each lane's highest position, ``n_global`` samples more over all ranks.
 

@@ -18,7 +18,7 @@ from g3n.stream.files import read_members, shard_path
 from g3n.stream.index import Sample, Shard, ShardIndex
 
 _MAX_HEADER_BYTES = 4096
-MAX_LATENT_NUMBERS = 1 << 22  # N * C of one visit; the published model has 38,400
+MAX_LATENT_NUMBERS = 1 << 20  # N * C of one visit; the published model has 38,400
 
 
 class Damage(Exception):
@@ -95,10 +95,10 @@ def decode_array(
     _need(0 < size <= limit, f"zstd frame of {size} bytes, at most {limit} expected")
     buffer = np.empty(size, np.uint8)
     with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(payload) as reader:
-        _need(reader.readinto(memoryview(buffer)) == size, "zstd frame ends early")
+        _need(reader.readinto(buffer.data) == size, "zstd frame ends early")
     header = io.BytesIO(buffer[:_MAX_HEADER_BYTES].tobytes())
     _need(np.lib.format.read_magic(header) == (1, 0), "not a version 1.0 .npy file")
-    found_shape, fortran, found = np.lib.format.read_array_header_1_0(header, max_header_size=_MAX_HEADER_BYTES)
+    found_shape, fortran, found = np.lib.format.read_array_header_1_0(header)
     _need(found == dtype, f"array of {found}, expected {dtype}")
     _need(not fortran, "array in Fortran order, expected C order")
     fits = len(found_shape) == len(shape) and all(n in (None, m) for n, m in zip(shape, found_shape, strict=True))
@@ -131,7 +131,7 @@ def _read(
 
 
 def _check_hash(array: np.ndarray, meta: Mapping[str, Any]) -> None:
-    found = xxhash.xxh3_64_hexdigest(array)
+    found = xxhash.xxh3_64_hexdigest(array.data)
     _need(found == meta["xxh3"], f"checksum {found}, expected {meta['xxh3']!r}")
 
 

@@ -48,9 +48,10 @@ def _fetch(url: str, shard: Shard, target: Path) -> None:
                     log.warning("shard '%s' differs from its checksum; its samples are checked one by one", url)
                 os.replace(part, target)
                 return
-        except OSError as error:
+        except Exception as error:  # each kind of storage has its own
             if attempt == ATTEMPTS:
-                raise G3nError(f"shard '{url}' cannot be fetched to '{target.parent}': {error}") from error
+                reason = " ".join(str(error).split()) or type(error).__name__
+                raise G3nError(f"shard '{url}' cannot be fetched to '{target.parent}': {reason}") from error
         finally:
             part.unlink(missing_ok=True)
         time.sleep(attempt - 1)
@@ -68,7 +69,7 @@ def _copy(url: str, part: Path, shard: Shard) -> bool:
 
 
 def read_members(path: Path, sample: Sample) -> dict[str, bytes]:
-    """The payload of each member by offset; shorter than the index says where the file was cut.
+    """The payload of each member by offset; shorter than the index says where the file was cut, never longer than it is.
 
     Raises G3nError where the shard is missing.
     """
@@ -77,6 +78,7 @@ def read_members(path: Path, sample: Sample) -> dict[str, bytes]:
     except OSError as error:
         raise G3nError(f"shard '{path}' cannot be opened ({error.strerror}); copy it there or pack again") from error
     try:
-        return {suffix: os.pread(fd, size, offset) for suffix, (offset, size) in sample.members.items()}
+        end = os.fstat(fd).st_size
+        return {s: os.pread(fd, max(0, min(n, end - start)), start) for s, (start, n) in sample.members.items()}
     finally:
         os.close(fd)

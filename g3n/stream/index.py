@@ -18,6 +18,8 @@ FORMAT = "g3n-shards-1"
 MEMBERS = ("npy.zst", "json")
 MAX_INDEX_BYTES = 1 << 30
 MAX_JSON_BYTES = 1 << 20
+MAX_VOXELS = 1 << 28
+MAX_VISITS = 1024
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _HEX = re.compile(r"[0-9a-f]{1,64}")
 
@@ -72,7 +74,7 @@ def load_index(url: str) -> ShardIndex:
     try:
         with fsspec.open(where, "rb") as file:
             text = file.read(MAX_INDEX_BYTES + 1)
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # each kind of storage has its own
         reason = " ".join(str(error).split()) or type(error).__name__
         raise G3nError(
             f"shards '{url}' have no readable index.json ({reason}); give the folder that python -m data_prep pack or "
@@ -114,6 +116,7 @@ def _grid(tree: Mapping[str, Any]) -> Grid:
     shape, affine = tree["shape"], tree["affine"]
     _need(len(shape) == 3 and all(_whole(n) and 0 < n <= 4096 for n in shape), f"grid shape {shape} is impossible")
     rows = tuple(tuple(float(x) for x in row) for row in affine)
+    _need(math.prod(shape) <= MAX_VOXELS, f"grid shape {shape} has more than {MAX_VOXELS} voxels")
     _need(len(rows) == 4 and all(len(row) == 4 for row in rows), "grid affine must be 4 x 4")
     _need(all(math.isfinite(x) for row in rows for x in row), "grid affine is not finite")
     return Grid(shape=(shape[0], shape[1], shape[2]), affine=rows)
@@ -135,7 +138,7 @@ def _sample(tree: Mapping[str, Any], shard: str, shard_bytes: int) -> Sample:
         inside = offset >= 0 and size > 0 and offset + size <= shard_bytes
         _need(inside, f"sample '{key}': {suffix} at {offset} + {size} is outside '{shard}' ({shard_bytes} bytes)")
     _need(members["json"][1] <= MAX_JSON_BYTES, f"sample '{key}': its JSON is over {MAX_JSON_BYTES} bytes")
-    _need(_whole(visits) and visits >= 1, f"sample '{key}' has {visits!r} visits")
+    _need(_whole(visits) and 1 <= visits <= MAX_VISITS, f"sample '{key}' has {visits!r} visits")
     return Sample(key, members, _name(tree["subject"]), _name(tree["modality"]), visits)
 
 

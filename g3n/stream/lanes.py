@@ -1,18 +1,18 @@
-"""Batches for training and evaluation: V lanes, each read by one worker of one rank, in an order that needs no communication.
+"""Batches for training and evaluation: V lanes in an order that needs no communication between ranks.
 
-Sample k of a run comes from lane k mod V and goes to rank k mod world; lane l belongs to rank l mod world and, inside it, to
-worker (l // world) mod workers. With V a multiple of world x workers the global batch of a step is the same set at any such
-topology, and a checkpoint is V positions.
+Sample k of a run is the next one of lane k mod V and goes to rank k mod world. Its lane and position follow from k and the
+state a run started from, so any number of ranks and loader processes reads the same samples, and a checkpoint is V positions.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import queue
+import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -26,12 +26,13 @@ from g3n.stream.samples import Batch, Item, collate, read_item
 
 log = logging.getLogger(__name__)
 _GRACE = 100  # samples before the damaged share is judged
+_ATTEMPTS = 100  # samples tried in place of a damaged one
 
 
 @dataclass(frozen=True)
 class StreamConfig:
     shards: str  # folder or URL with index.json
-    lanes: int = 8  # a multiple of ranks x workers, at most the number of training shards
+    lanes: int = 8  # at most the number of training shards; a multiple of ranks x workers reads each shard in one place
     workers: int = 0  # loader processes a rank; 0 reads in a thread
     prefetch: int = 4  # micro-batches read ahead
     cache: str | None = None  # where copies of remote shards go
@@ -52,52 +53,54 @@ def check_kind(index: ShardIndex, kind: Kind) -> None:
         raise G3nError(f"shards '{index.url}' hold {index.kind}s, expected {needed}s; check data.shards")
 
 
-class _RankItems(IterableDataset):  # type: ignore[type-arg]
-    """This rank's items in order, without end; in a loader process, the part of one worker."""
+class _RankItems(IterableDataset[Item | G3nError]):
+    """This rank's items in order, without end; in a loader process, every n-th of them. An error comes as the last item."""
 
     def __init__(
         self, index: ShardIndex, config: StreamConfig, kind: Kind, split: str, rank: int, world: int, seed: int,
         state: cursors.State,
     ) -> None:  # fmt: skip
-        self.index, self.config, self.kind = index, config, kind
+        self.index, self.cache, self.kind = index, config.cache, kind
         self.rank, self.world, self.seed, self.state = rank, world, seed, state
         self.shards = index.shards(split)
         self.samples = [[s for s in shard.samples if usable(s, kind)] for shard in self.shards]
         self.order = LaneOrder([len(s) for s in self.samples], config.lanes, seed)
 
-    def __iter__(self) -> Iterator[Item]:
+    def __iter__(self) -> Iterator[Item | G3nError]:
         info = get_worker_info()
+        skip, step = (info.id, info.num_workers) if info else (0, 1)
         turn = first_turn(self.state["samples"], self.world, self.rank)
-        stride = 1
-        if info is not None:
-            turn, stride = turn + info.id, info.num_workers
-        positions = list(self.state["cursors"])
-        while True:
-            lane = (self.rank + turn * self.world) % self.config.lanes
-            item = self._next(lane, positions[lane])
-            positions[lane] = item.position
-            yield item
-            turn += stride
+        try:
+            for k in itertools.count(self.rank + (turn + skip) * self.world, step * self.world):
+                yield self._item(k)
+        except G3nError as error:
+            yield error
 
-    def _next(self, lane: int, position: int) -> Item:
-        """The next readable sample of a lane; damaged ones are passed over and named."""
+    def _item(self, k: int) -> Item:
+        """Sample ``k`` of the run, or another in its place where it is damaged."""
+        lane, position = cursors.locate(self.state, k)
+        seed = sample_seed(self.seed, lane, position)
         damaged: list[str] = []
-        for attempt in range(max(_GRACE, sum(self.order.counts)) + 1):
-            place = self.order.locate(lane, position + attempt)
+        for attempt in range(_ATTEMPTS):
+            order = self.order
+            place = order.instead(lane, position, attempt) if attempt else order.locate(lane, position)
             sample = self.samples[place.shard][place.sample]
-            seed = sample_seed(self.seed, lane, position + attempt)
             visits = draw_visits(self.kind, sample.visits, seed)
             try:
-                item = read_item(self.index, self.shards[place.shard], sample, visits, self.config.cache)
+                item = read_item(self.index, self.shards[place.shard], sample, visits, self.cache)
             except Damage as error:
                 damaged.append(str(error))
                 continue
-            return replace(item, seed=seed, lane=lane, position=position + attempt + 1, damaged=tuple(damaged))
-        raise G3nError(f"lane {lane} holds no readable sample, the last: {damaged[-1]}; pack the data again")
+            return replace(item, seed=seed, lane=lane, position=position + 1, damaged=tuple(damaged))
+        raise G3nError(f"{_ATTEMPTS} damaged samples in a row in lane {lane}; the last: {damaged[-1]}; pack again")
 
 
 class TrainStream:
-    """Iterate for ``Batch``, forever. ``damaged`` counts the samples passed over so far on this rank."""
+    """Iterate for ``Batch``, without end. ``damaged`` counts the damaged samples this rank has met so far.
+
+    A damaged sample is logged and another one of its lane and epoch takes its turn. Raises G3nError for shards of another
+    kind, more lanes than shards, a missing shard, and once more than ``max_damaged_share`` of what was read is damaged.
+    """
 
     def __init__(
         self,
@@ -112,38 +115,22 @@ class TrainStream:
         state: cursors.State | None = None,
     ) -> None:
         check_kind(index, kind)
-        readers = world * max(1, config.workers)
-        if config.lanes % readers:
-            raise G3nError(
-                f"data.lanes {config.lanes} must be a multiple of {world} ranks x {max(1, config.workers)} workers = "
-                f"{readers}; set data.lanes to {max(1, round(config.lanes / readers)) * readers}"
-            )
         state = cursors.check(state or cursors.start(config.lanes), config.lanes)
         items = _RankItems(index, config, kind, split, rank, world, seed, state)
         self.damaged = 0
-        self._seen = 0
+        self._read = 0
         self._config, self._micro_batch = config, micro_batch
-        self._source = self._open(items)
+        self._source = _open(items, config, micro_batch)
         self._queue: queue.Queue[Batch | BaseException] = queue.Queue(config.prefetch)
+        self._end: BaseException | None = None
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._fill, daemon=True)
+        self._thread = threading.Thread(target=self._fill, name="g3n-stream", daemon=True)
         self._thread.start()
-
-    def _open(self, items: _RankItems) -> Iterator[Item]:
-        workers = self._config.workers
-        if workers == 0:
-            return iter(items)
-        ahead = max(2, self._config.prefetch * self._micro_batch // workers)
-        loader = DataLoader(
-            items, batch_size=None, num_workers=workers, prefetch_factor=ahead, multiprocessing_context="forkserver"
-        )
-        return iter(loader)
 
     def _fill(self) -> None:
         try:
             while not self._stop.is_set():
-                batch = collate([self._checked(next(self._source)) for _ in range(self._micro_batch)])
-                self._put(batch)
+                self._put(collate([self._next_item() for _ in range(self._micro_batch)]))
         except BaseException as error:  # whatever it is, the training thread must hear of it
             self._put(error)
 
@@ -154,15 +141,18 @@ class TrainStream:
             except queue.Full:
                 continue
 
-    def _checked(self, item: Item) -> Item:
-        self._seen += 1
+    def _next_item(self) -> Item:
+        item = next(self._source)
+        if isinstance(item, G3nError):
+            raise item
+        self._read += 1 + len(item.damaged)
         for name in item.damaged:
             self.damaged += 1
             log.warning("damaged sample passed over: %s", name)
-        if self.damaged > self._config.max_damaged_share * max(self._seen + self.damaged, _GRACE):
+        if item.damaged and self.damaged > self._config.max_damaged_share * max(self._read, _GRACE):
             raise G3nError(
-                f"{self.damaged} of {self._seen + self.damaged} samples are damaged, more than data.max_damaged_share "
-                f"{self._config.max_damaged_share:g}; the last: {item.damaged[-1] if item.damaged else 'see the log'}"
+                f"{self.damaged} of {self._read} samples are damaged, more than data.max_damaged_share "
+                f"{self._config.max_damaged_share:g} allows; the last: {item.damaged[-1]}; pack again"
             )
         return item
 
@@ -170,15 +160,40 @@ class TrainStream:
         return self
 
     def __next__(self) -> Batch:
-        value = self._queue.get()
-        if isinstance(value, BaseException):
-            raise value
-        return value
+        if self._end is None:
+            value = self._queue.get()
+            if isinstance(value, Batch):
+                return value
+            self._end = value
+        raise self._end
 
     def close(self) -> None:
-        """Stop reading; safe to call twice."""
+        """Stop reading and end the loader processes; safe to call twice. There is no batch after it."""
         self._stop.set()
         self._thread.join(timeout=10)
+        self._source = iter(())
+        self._end = self._end or StopIteration()
+
+
+def _open(items: _RankItems, config: StreamConfig, micro_batch: int) -> Iterator[Item | G3nError]:
+    if config.workers == 0:
+        return iter(items)
+    # Spawned, not forked from a server: a launcher that stops a job signals all processes, and the server would go first.
+    loader = DataLoader(
+        items,
+        batch_size=None,
+        num_workers=config.workers,
+        prefetch_factor=max(2, config.prefetch * micro_batch // config.workers),
+        multiprocessing_context="spawn",
+        worker_init_fn=_ignore_signals,
+    )
+    return iter(loader)
+
+
+def _ignore_signals(_worker: int) -> None:
+    """Only the rank decides when to stop: after SIGTERM or Ctrl-C it still needs the samples of its last step."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def eval_batches(
@@ -193,30 +208,51 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """Every usable sample of a split once, in a fixed shuffled order; the same number of batches on every rank.
 
-    Short batches are filled up with repeats of weight 0. A volume shard gives each volume, latents each visit, pairs the first and
-    last visit of a subject. Damaged samples raise G3nError: an evaluation over fewer samples than it says is wrong.
+    Volume shards give each volume, latent shards each visit, or as pairs the first and last visit of each sample. A
+    sample's seed is a function of (seed, key). Short batches are filled up with repeats of weight 0, and so is the place of
+    a damaged sample. Raises G3nError as TrainStream does; ``config`` None means no cache and the default share.
     """
     check_kind(index, kind)
-    entries: list[tuple[Shard, Sample, tuple[int, ...]]] = [
-        (shard, sample, visits)
+    entries = [
+        (keyed_hash("eval", seed, sample.key, *visits), shard, sample, visits)
         for shard in index.shards(split)
         for sample in shard.samples
         if usable(sample, kind)
         for visits in fixed_visits(kind, sample.visits)
     ]
-    seeds = [keyed_hash("eval", seed, sample.key, *visits) for _, sample, visits in entries]
-    order = sorted(range(len(entries)), key=lambda i: seeds[i])
-    cache = config.cache if config else None
-    a_round = micro_batch * world
-    for start in range(0, len(order), a_round):
-        mine = [start + rank * micro_batch + j for j in range(micro_batch)]
-        items = [_eval_item(index, cache, entries[order[i % len(order)]], seeds[order[i % len(order)]]) for i in mine]
-        yield collate([replace(item, weight=float(i < len(order))) for i, item in zip(mine, items, strict=True)])
+    entries.sort(key=lambda entry: entry[0])
+    read = _EvalReader(index, config or StreamConfig(index.url), entries)
+    for first in range(0, len(entries), micro_batch * world):
+        mine = range(first + rank * micro_batch, first + (rank + 1) * micro_batch)
+        yield collate([read.item(i) for i in mine])
 
 
-def _eval_item(index: ShardIndex, cache: Any, entry: tuple[Shard, Sample, tuple[int, ...]], seed: int) -> Item:
-    shard, sample, visits = entry
-    try:
-        return replace(read_item(index, shard, sample, visits, cache), seed=seed)
-    except Damage as error:
-        raise G3nError(f"cannot evaluate: {error}; pack or encode again") from error
+class _EvalReader:
+    def __init__(
+        self, index: ShardIndex, config: StreamConfig, entries: list[tuple[int, Shard, Sample, tuple[int, ...]]]
+    ) -> None:
+        self.index, self.config, self.entries = index, config, entries
+        self.damaged: set[str] = set()
+
+    def item(self, i: int) -> Item:
+        """Entry ``i``, or with weight 0 the next readable one where it is damaged or past the end."""
+        for place in itertools.count(i):
+            seed, shard, sample, visits = self.entries[place % len(self.entries)]
+            try:
+                item = read_item(self.index, shard, sample, visits, self.config.cache)
+            except Damage as error:
+                self._count(str(error))
+                continue
+            return replace(item, seed=seed, weight=float(place == i < len(self.entries)))
+        raise AssertionError("counting has no end")
+
+    def _count(self, name: str) -> None:
+        if name not in self.damaged:
+            log.warning("damaged sample left out of the evaluation: %s", name)
+        self.damaged.add(name)
+        allowed = min(self.config.max_damaged_share * len(self.entries), len(self.entries) - 1)
+        if len(self.damaged) > allowed:
+            raise G3nError(
+                f"{len(self.damaged)} of {len(self.entries)} samples to evaluate are damaged, more than "
+                f"data.max_damaged_share {self.config.max_damaged_share:g} allows; the last: {name}; pack or encode again"
+            )

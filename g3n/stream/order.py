@@ -62,34 +62,39 @@ class LaneOrder:
         """The shards of a lane in an epoch, in order."""
         return permutation(len(self.counts), "shards", self.seed, epoch)[lane :: self.lanes]
 
-    def locate(self, lane: int, position: int) -> Place:
-        """Which sample stands at a lane's position."""
+    def epoch(self, lane: int, position: int) -> int:
+        """The number of the epoch in which a lane's position lies."""
         ends = self._ends[lane]
         while not ends or ends[-1] <= position:
             length = sum(self.counts[shard] for shard in self.shards(len(ends), lane))
             ends.append((ends[-1] if ends else 0) + length)
-        epoch = bisect_right(ends, position)
-        left = position - (ends[epoch - 1] if epoch else 0)
+        return bisect_right(ends, position)
+
+    def locate(self, lane: int, position: int) -> Place:
+        """Which sample stands at a lane's position."""
+        epoch = self.epoch(lane, position)
+        return self._sample(lane, epoch, position - (self._ends[lane][epoch - 1] if epoch else 0))
+
+    def instead(self, lane: int, position: int, attempt: int) -> Place:
+        """Which sample stands in for a damaged one: any of the same lane and epoch, drawn by hash.
+
+        From the eighth attempt on it is one of the lane's epochs after that, so a lost shard does not stop a lane.
+        """
+        epoch = self.epoch(lane, position) + attempt // 8
+        length = 0
+        while length == 0:
+            length = sum(self.counts[shard] for shard in self.shards(epoch, lane))
+            epoch += 1
+        return self._sample(lane, epoch - 1, keyed_hash("instead", self.seed, lane, position, attempt) % length)
+
+    def _sample(self, lane: int, epoch: int, number: int) -> Place:
         for shard in self.shards(epoch, lane):
-            if left < self.counts[shard]:
-                return Place(epoch, shard, permutation(self.counts[shard], "samples", self.seed, epoch, shard)[left])
-            left -= self.counts[shard]
+            if number < self.counts[shard]:
+                return Place(epoch, shard, permutation(self.counts[shard], "samples", self.seed, epoch, shard)[number])
+            number -= self.counts[shard]
         raise AssertionError("a position lies inside its epoch")
-
-
-def owned_lanes(lanes: int, world: int, workers: int, rank: int, worker: int) -> range:
-    """Lanes of one worker: lane l belongs to global worker l mod (world * workers), rank = that mod world."""
-    return range(rank + world * worker, lanes, world * workers)
 
 
 def first_turn(samples: int, world: int, rank: int) -> int:
     """How many samples this rank has had when the run has had ``samples``: rank r takes samples k = r mod world."""
     return max(0, -(-(samples - rank) // world))
-
-
-def worker_turn(turn: int, workers: int, slot: int) -> tuple[int, int]:
-    """(worker, its own turn) behind loader slot ``slot`` when the rank stands at ``turn``.
-
-    The loader asks its slots 0..n-1 in turn, and the rank's sample i belongs to worker i mod n.
-    """
-    return (turn + slot) % workers, (turn + slot) // workers

@@ -63,15 +63,19 @@ def read_item(
     """Decode a volume (``visits`` empty), one visit's latent, or a (baseline, target) pair. Raises Damage, G3nError."""
     if not visits:
         volume = read_volume_sample(index, shard, sample, cache)
-        scalars = {"mean": volume.brain_mean, "rstd": 1.0 / volume.brain_std}
-        return Item({"volume": torch.from_numpy(volume.voxels), **scalars}, volume.variables, sample.key)
+        scalars: dict[str, Tensor | float] = {"mean": volume.brain_mean, "rstd": 1.0 / volume.brain_std}
+        return Item({**scalars, "volume": torch.from_numpy(volume.voxels)}, volume.variables, sample.key)
     latents = read_latent_sample(index, shard, sample, cache)
     tokens = [torch.from_numpy(latents.tokens[i]).float() for i in visits]
     chosen = [latents.visits[i] for i in visits]
     key = f"{sample.key}_visit-{'-'.join(f'{i + 1:02d}' for i in visits)}"
     if len(visits) == 1:
         return Item({"latent": tokens[0]}, chosen[0].variables, key)
-    pair = {"baseline": tokens[0], "target": tokens[1], "elapsed_years": elapsed_years(chosen[0], chosen[1])}
+    pair: dict[str, Tensor | float] = {
+        "baseline": tokens[0],
+        "target": tokens[1],
+        "elapsed_years": elapsed_years(chosen[0], chosen[1]),
+    }
     return Item(pair, chosen[1].variables, key)
 
 
