@@ -176,8 +176,8 @@ def make(template: Template, shape: Shape) -> Anatomy:
     y = (y - center) / shape.size + center
     y = y + np.stack([2.2 * waves(grid.shape, rng) for _ in range(3)])
 
-    def sample(image: np.ndarray, at: np.ndarray, outside: float) -> np.ndarray:
-        index = (at - corner.astype(np.float32)[:, None, None, None]) / spacing
+    def sample(image: np.ndarray, at: np.ndarray, outside: float = 0.0) -> np.ndarray:
+        index = ((at.T - corner.astype(np.float32)) / spacing).T
         return ndimage.map_coordinates(image, index, np.float32, order=1, mode="constant", cval=outside)
 
     distance = sample(template.distance_mm, y, _FAR_MM)
@@ -191,7 +191,12 @@ def make(template: Template, shape: Shape) -> Anatomy:
     normal *= shape.size / np.maximum(1, np.sqrt((normal**2).sum(0)))
     z = y - push * normal
 
-    gm, wm, csf, texture, sulci, mask = (sample(m, z, 0.0) for m in maps)
+    mask = sample(maps[MAPS.index("mask")], z)
+    brain = mask > 0
+    warped = np.zeros((len(MAPS) - 1, *grid.shape), np.float32)
+    for image, target in zip(maps, warped, strict=False):
+        target[brain] = sample(image, z[:, brain])
+    gm, wm, csf, texture, sulci = warped
     lost = np.clip(shape.atrophy * 3.0 * sulci, 0, 0.65) * gm
     gm, csf = gm - lost, csf + lost
     total = np.maximum(gm + wm + csf, 1e-3)
