@@ -24,14 +24,14 @@ out = Console()
 
 
 class Align(StrEnum):
-    header = "header"
-    center = "center"
-    affine = "affine"
+    HEADER = "header"
+    CENTER = "center"
+    AFFINE = "affine"
 
 
 class Strip(StrEnum):
-    none = "none"
-    deepbet = "deepbet"
+    NONE = "none"
+    DEEPBET = "deepbet"
 
 
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes; default: all processors.")]
@@ -91,8 +91,8 @@ def preprocess(
         typer.Option(
             help="header: trust the affine; center: move the center of mass to the atlas; affine: register (antspyx)."
         ),
-    ] = Align.header,
-    strip: Annotated[Strip, typer.Option(help="deepbet removes the skull first (12 s a scan on a CPU).")] = Strip.none,
+    ] = Align.HEADER,
+    strip: Annotated[Strip, typer.Option(help="deepbet removes the skull first (12 s a scan on a CPU).")] = Strip.NONE,
     workers: Workers = None,
 ) -> None:
     """Bring every scan onto the atlas grid: LPS axes, background 0, one float32 volume a scan.
@@ -107,7 +107,9 @@ def preprocess(
 
     recipe = Recipe(parse_shape(shape), spacing_mm, align.value, strip.value)
     done, failed = preprocess_all(manifest, output, recipe, workers)
-    out.print(f"{done} volumes in {output}" + (f", {failed} failed: see failures.tsv" if failed else ""), soft_wrap=True)
+    out.print(
+        f"{done} volumes in {output}" + (f", {failed} failed: see failures.tsv" if failed else ""), soft_wrap=True
+    )
     if not done:
         raise typer.Exit(1)
 
@@ -121,7 +123,9 @@ def pack(
     ] = None,
     key_file: Annotated[
         Path | None,
-        typer.Option(help="Secret that hides subject labels; made if missing. Default: subjects.key beside the manifest."),
+        typer.Option(
+            help="Secret that hides subject labels; made if missing. Default: subjects.key beside the manifest."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Decides the order of subjects.")] = 0,
     workers: Workers = None,
