@@ -89,7 +89,7 @@ def preprocess(
     align: Annotated[
         Align,
         typer.Option(
-            help="header: trust the affine; center: move the center of mass to the atlas; affine: register (antspyx)."
+            help="header: trust the file's affine; center: move the center of mass; affine: register (antspyx)."
         ),
     ] = Align.HEADER,
     strip: Annotated[Strip, typer.Option(help="deepbet removes the skull first (12 s a scan on a CPU).")] = Strip.NONE,
@@ -106,11 +106,15 @@ def preprocess(
     from data_prep.preprocess import Recipe, parse_shape, preprocess_all
 
     recipe = Recipe(parse_shape(shape), spacing_mm, align.value, strip.value)
-    done, failed = preprocess_all(manifest, output, recipe, workers)
-    out.print(
-        f"{done} volumes in {output}" + (f", {failed} failed: see failures.tsv" if failed else ""), soft_wrap=True
-    )
-    if not done:
+    outcomes = preprocess_all(manifest, output, recipe, workers)
+    failed = sum(outcome.reason is not None for outcome in outcomes)
+    centered = sum(outcome.align != recipe.align for outcome in outcomes)
+    out.print(f"{len(outcomes) - failed} volumes in {output}", soft_wrap=True, highlight=False)
+    if centered:
+        out.print(f"{centered} centered: their header puts the brain over 60 mm off the atlas", soft_wrap=True)
+    if failed:
+        out.print(f"{failed} failed: see {output / 'failures.tsv'}", soft_wrap=True)
+    if failed == len(outcomes):
         raise typer.Exit(1)
 
 
