@@ -111,7 +111,7 @@ def preprocess(
     centered = sum(outcome.align != recipe.align for outcome in outcomes)
     out.print(f"{len(outcomes) - failed} volumes in {output}", soft_wrap=True, highlight=False)
     if centered:
-        out.print(f"{centered} centered: their header puts the brain over 60 mm off the atlas", soft_wrap=True)
+        out.print(f"{centered} centered: their header puts the brain over 30 mm off the atlas", soft_wrap=True)
     if failed:
         out.print(f"{failed} failed: see {output / 'failures.tsv'}", soft_wrap=True)
     if failed == len(outcomes):

@@ -21,8 +21,8 @@ from g3n.nifti import Grid, atlas_grid, read_volume, to_grid, write_volume
 
 VERSION = 1
 _MIN_BRAIN_SHARE = 0.02  # of the grid's voxels
-_BRAIN_CENTER_MM = np.array([0.0, -22.1, 9.5])  # center of mass of the ICBM152 brain
-_MAX_OFF_CENTER_MM = 60.0
+_BRAIN_CENTER_MM = np.array([0.0, -22.1, 9.5])  # center of mass of the ICBM152 brain, RAS+
+_MAX_OFF_CENTER_MM = 30.0
 
 
 @dataclass(frozen=True)
@@ -174,18 +174,25 @@ def _done(target: Path, sidecar: Path, made: dict[str, Any]) -> str | None:
 def align(volume: np.ndarray, affine: np.ndarray, how: str) -> tuple[np.ndarray, str]:
     """The affine (voxel -> atlas world mm) under which ``volume`` lies on the atlas, and how it was found.
 
-    ``header`` takes the file's affine, unless it puts the brain over 60 mm off (files on the SRI24 grid have their
+    ``header`` takes the file's affine, unless it puts the brain over 30 mm off (files on the SRI24 grid have their
     origin in a corner, for example): those are centered.
     """
     if how == "affine":
         return np.linalg.inv(register(volume, affine)) @ affine, how
-    index = np.argwhere(volume > 0.1 * np.percentile(volume[volume > 0], 99.5)).mean(0)
-    off = _BRAIN_CENTER_MM - (affine[:3, :3] @ index + affine[:3, 3])
+    off = _BRAIN_CENTER_MM - brain_center(volume, affine)
     if how == "header" and np.linalg.norm(off) <= _MAX_OFF_CENTER_MM:
         return affine, how
     moved = affine.copy()
     moved[:3, 3] += off
     return moved, "center"
+
+
+def brain_center(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """World mm of the center of mass of the foreground, of a head its upper 150 mm (below is face and neck)."""
+    foreground = np.argwhere(volume > 0.1 * np.percentile(volume[volume > 0], 99.5))
+    world = foreground @ affine[:3, :3].T + affine[:3, 3]
+    height = world[:, 2]
+    return world[height > np.percentile(height, 99.8) - 150].mean(0)
 
 
 def register(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
