@@ -3,31 +3,51 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import Progress
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors.torch import save
 
-from data_prep.shards import PackedSample, write_index, write_split
+from data_prep.shards import (
+    FORMAT,
+    PackedSample,
+    encode_sample,
+    fingerprint_of,
+    finished_shard,
+    start,
+    write_index,
+    write_shard,
+)
 from g3n.config import G3nError
 from g3n.latent import LatentSpace
-from g3n.stream.decode import Damage, Volume, read_volume_sample
-from g3n.stream.index import Sample, Shard, ShardIndex, load_index
+from g3n.stream.decode import Damage, Volume, read_latent_sample, read_volume_sample
+from g3n.stream.index import Sample, Shard, ShardIndex, load_index, parse_index
+
+_LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
+_SMALLEST_SCALE = 1e-6  # a channel that is constant over the train split
+_READERS = 4
+_SESSION = re.compile(r"_ses-(\d{2,})_")
 
 
 def encode(tokenizer: str, shards: str, output: Path, device: str | None, batch: int) -> None:
-    """Write latent shards and ``statistics.safetensors`` to ``output``.
+    """Write latent shards, ``statistics.safetensors`` and at last ``index.json`` to ``output``.
 
-    tokenizer: a decoder run; shards: the volume shards it was trained on. Statistics (mean [N, C], scale [C]) are of the train
-    split. Raises G3nError for foreign shards, damaged samples, or an output folder that already holds shards.
+    tokenizer: a decoder run; shards: the volume shards it was trained on; each of them gives one latent shard of the same
+    name. ``device`` None is the GPU where there is one; ``batch`` volumes are encoded at once. A call that was stopped goes
+    on after the last finished shard; a finished folder is left as it is. Raises G3nError for foreign shards, damaged
+    samples, or an output folder that holds anything else.
     """
-    if (output / "index.json").exists():
-        raise G3nError(f"'{output}' already holds shards; remove it or choose another --output")
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if batch < 1:
+        raise G3nError(f"batch is {batch}; give at least 1")
+    where = _device(device)
     space = LatentSpace.open(tokenizer, device=where)
     index = load_index(shards)
     if index.kind != "volume" or index.fingerprint != space.volumes_fingerprint:
@@ -35,107 +55,142 @@ def encode(tokenizer: str, shards: str, output: Path, device: str | None, batch:
             f"shards '{shards}' are {index.kind}s with fingerprint {index.fingerprint}, but tokenizer '{tokenizer}' was "
             f"trained on volumes {space.volumes_fingerprint}; use the same shards"
         )
-    output.mkdir(parents=True, exist_ok=True)
-    total = sum(len(shard.samples) for split in index.splits.values() for shard in split)
-    statistics = _Statistics(*space.mean.shape)
-    splits = {}
-    with Progress() as progress:
-        task = progress.add_task("encode", total=total)
-        for split, members in index.splits.items():
-            groups = _groups(index, members, space, where, batch, lambda n: progress.advance(task, n))
-            splits[split] = write_split(output, split, _counted(groups, statistics if split == "train" else None))
-    _write(output / "statistics.safetensors", save(statistics.result()))
+    volumes = sum(len(shard.samples) for shard in index.shards("train"))
+    if volumes < 2:
+        raise G3nError(f"shards '{shards}' hold {volumes} training volumes; latent statistics need at least 2")
     header = {
         "kind": "latent",
-        "recipe": {"statistics": "train"},
+        "recipe": {"latents": "z P, float16", "statistics": "train", "device": where.type},
         "grid": index.raw["grid"],
         "variables": dict(index.variables),
         "tokenizer": {"fingerprint": space.tokenizer_fingerprint},
         "volumes": index.fingerprint,
     }
-    write_index(output, header, splits)
+    plan = fingerprint_of(header)
+    if start(output, plan):
+        return
+    splits = _write_shards(index, space, output, where, batch)
+    _write_statistics(header, splits, output)
+    write_index(output, header, splits, plan)
 
 
-class _Statistics:
-    """Running sums in float64."""
-
-    def __init__(self, n_tokens: int, channels: int) -> None:
-        self.n = 0
-        self.total = np.zeros((n_tokens, channels))
-        self.square = np.zeros((n_tokens, channels))
-
-    def add(self, tokens_VNC: np.ndarray) -> None:
-        x = tokens_VNC.astype(np.float64)
-        self.n += len(x)
-        self.total += x.sum(axis=0)
-        self.square += (x**2).sum(axis=0)
-
-    def result(self) -> dict[str, torch.Tensor]:
-        if self.n < 2:
-            raise G3nError(f"the train split holds {self.n} volumes; at least 2 are needed for latent statistics")
-        mean = self.total / self.n
-        variance_C = (self.square / self.n - mean**2).mean(axis=0)
-        scale_C = np.sqrt(np.maximum(variance_C, 1e-12))
-        return {"mean": torch.from_numpy(mean).float(), "scale": torch.from_numpy(scale_C).float()}
-
-
-def _groups(
-    index: ShardIndex, shards: tuple[Shard, ...], space: LatentSpace, device: torch.device, batch: int, advance: Any
-) -> Iterator[list[PackedSample]]:
-    for shard in shards:
-        tokens: list[np.ndarray] = []
-        volumes: list[Volume] = []
-        for start in range(0, len(shard.samples), batch):
-            read = [_read(index, shard, sample) for sample in shard.samples[start : start + batch]]
-            x = torch.from_numpy(np.stack([v.voxels for v in read])).to(device)
-            mean = torch.tensor([v.brain_mean for v in read], device=device)
-            rstd = torch.tensor([1 / v.brain_std for v in read], device=device)
-            tokens += list(space.project(x, mean, rstd).cpu().numpy())
-            volumes += [Volume(np.empty(0, np.int16), *_facts(v)) for v in read]
-            advance(len(read))
-        yield _by_subject(shard.samples, tokens, volumes)
-
-
-def _facts(v: Volume) -> tuple[Any, ...]:
-    return v.brain_mean, v.brain_std, v.scale, v.days_from_baseline, v.variables
-
-
-def _read(index: ShardIndex, shard: Shard, sample: Sample) -> Volume:
+def _device(name: str | None) -> torch.device:
     try:
-        return read_volume_sample(index, shard, sample)
-    except Damage as error:
-        raise G3nError(f"cannot encode: {error}; pack again") from error
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise G3nError(f"device '{name}' cannot be used: {str(error).splitlines()[0]}; give cpu or cuda") from error
+    return device
 
 
-def _by_subject(samples: tuple[Sample, ...], tokens: list[np.ndarray], volumes: list[Volume]) -> list[PackedSample]:
-    """One sample a (subject, modality); keys sort by visit."""
+def _write_shards(
+    index: ShardIndex, space: LatentSpace, output: Path, device: torch.device, batch: int
+) -> dict[str, list[dict[str, Any]]]:
+    """The index entries of all splits."""
+    splits: dict[str, list[dict[str, Any]]] = {split: [] for split in index.splits}
+    columns = (TextColumn("encode"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar, ThreadPoolExecutor(_READERS) as pool:
+        total = sum(len(shard.samples) for members in index.splits.values() for shard in members)
+        task = bar.add_task("encode", total=total)
+        for split, members in index.splits.items():
+            for shard in members:
+                entry = finished_shard(output, shard.name)
+                if entry is None:
+                    samples = _latents(index, shard, space, device, batch, pool, lambda n: bar.advance(task, n))
+                    entry = write_shard(output, shard.name, map(encode_sample, samples))
+                else:
+                    bar.advance(task, len(shard.samples))
+                splits[split].append(entry)
+    return splits
+
+
+def _latents(
+    index: ShardIndex,
+    shard: Shard,
+    space: LatentSpace,
+    device: torch.device,
+    batch: int,
+    pool: ThreadPoolExecutor,
+    advance: Callable[[int], None],
+) -> list[PackedSample]:
+    """A shard's samples, one a (subject, modality)."""
+    tokens: list[np.ndarray] = []
+    facts: list[Volume] = []
+    for volumes in _read_ahead(index, shard, batch, pool):
+        voxels = torch.from_numpy(np.stack([v.voxels for v in volumes])).to(device)
+        mean = torch.tensor([v.brain_mean for v in volumes], device=device)
+        rstd = torch.tensor([1 / v.brain_std for v in volumes], device=device)
+        tokens += list(space.project(voxels, mean, rstd).cpu().numpy())
+        facts += [replace(v, voxels=np.empty(0, np.int16)) for v in volumes]
+        advance(len(volumes))
     groups: dict[tuple[str, str], list[int]] = {}
-    for i in sorted(range(len(samples)), key=lambda i: samples[i].key):
-        groups.setdefault((samples[i].subject, samples[i].modality), []).append(i)
-    packed = []
-    for (subject, modality), members in groups.items():
-        array = np.stack([tokens[i] for i in members])
-        if not np.isfinite(array).all() or np.abs(array).max() > 60_000:
-            raise G3nError(f"latents of subject {subject} {modality} do not fit float16; train the tokenizer again")
-        array = array.astype(np.float16)
-        visits = [
-            {"days_from_baseline": volumes[i].days_from_baseline, "variables": volumes[i].variables} for i in members
-        ]
-        packed.append(
-            PackedSample(f"sub-{subject}_{modality}", subject, modality, len(members), array, {"visits": visits})
+    for i in sorted(range(len(tokens)), key=lambda i: _session(shard.samples[i])):
+        groups.setdefault((shard.samples[i].subject, shard.samples[i].modality), []).append(i)
+    return [
+        _packed(*group, np.stack([tokens[i] for i in members]), [facts[i] for i in members])
+        for group, members in sorted(groups.items())
+    ]
+
+
+def _read_ahead(index: ShardIndex, shard: Shard, batch: int, pool: ThreadPoolExecutor) -> Iterator[list[Volume]]:
+    """Batches of a shard's volumes; the next one is read while the caller works on this one."""
+
+    def read(sample: Sample) -> Volume:
+        try:
+            return read_volume_sample(index, shard, sample)
+        except Damage as error:
+            raise G3nError(f"cannot encode: {error}; pack again") from error
+
+    coming: list[Future[Volume]] = []
+    for first in range(0, len(shard.samples), batch):
+        current, coming = coming, [pool.submit(read, sample) for sample in shard.samples[first : first + batch]]
+        if current:
+            yield [future.result() for future in current]
+    if coming:
+        yield [future.result() for future in coming]
+
+
+def _session(sample: Sample) -> int:
+    match = _SESSION.search(sample.key)
+    if match is None:
+        raise G3nError(
+            f"sample '{sample.key}' has no visit number; expected sub-<hash>_ses-<nn>_<modality>, pack again"
         )
-    return packed
+    return int(match[1])
 
 
-def _counted(groups: Iterator[list[PackedSample]], statistics: _Statistics | None) -> Iterator[list[PackedSample]]:
-    for group in groups:
-        if statistics is not None:
-            for sample in group:
-                statistics.add(sample.array)
-        yield group
+def _packed(subject: str, modality: str, tokens_VNC: np.ndarray, visits: list[Volume]) -> PackedSample:
+    largest = np.abs(tokens_VNC).max()
+    if not largest < _LARGEST_FLOAT16:  # NaN included
+        raise G3nError(
+            f"latents of subject {subject} {modality} reach {largest:g}, too large for float16; train the tokenizer again"
+        )
+    meta = {"visits": [{"days_from_baseline": v.days_from_baseline, "variables": v.variables} for v in visits]}
+    return PackedSample(
+        f"sub-{subject}_{modality}", subject, modality, len(visits), tokens_VNC.astype(np.float16), meta
+    )
 
 
-def _write(path: Path, content: bytes) -> None:
-    part = path.with_name(f".{path.name}.part")
+def _write_statistics(header: Mapping[str, Any], splits: Mapping[str, list[dict[str, Any]]], output: Path) -> None:
+    """Mean [N, C] of each token position and scale [C] of each channel around it, over every visit of the train split.
+
+    They are of the latents as written, read back as the stream will: an index that could not be read is not published.
+    """
+    index = parse_index(str(output), {"format": FORMAT, **header, "fingerprint": "0", "splits": splits})
+    n, total, squares = 0, np.zeros(()), np.zeros(())
+    for shard in index.shards("train"):
+        for sample in shard.samples:
+            try:
+                tokens_VNC = read_latent_sample(index, shard, sample).tokens.astype(np.float64)
+            except Damage as error:
+                raise G3nError(f"cannot read back {error}; remove '{output}' and encode again") from error
+            n += len(tokens_VNC)
+            total = total + tokens_VNC.sum(axis=0)
+            squares = squares + (tokens_VNC**2).sum(axis=0)
+    mean_NC = total / n
+    variance_C = (squares / n - mean_NC**2).mean(axis=0)
+    scale_C = np.maximum(np.sqrt(np.maximum(variance_C, 0)), _SMALLEST_SCALE)
+    content = save({"mean": torch.from_numpy(mean_NC).float(), "scale": torch.from_numpy(scale_C).float()})
+    part = output / ".statistics.safetensors.part"
     part.write_bytes(content)
-    os.replace(part, path)
+    os.replace(part, output / "statistics.safetensors")

@@ -97,8 +97,11 @@ def decode_array(
     with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(payload) as reader:
         _need(reader.readinto(buffer.data) == size, "zstd frame ends early")
     header = io.BytesIO(buffer[:_MAX_HEADER_BYTES].tobytes())
-    _need(np.lib.format.read_magic(header) == (1, 0), "not a version 1.0 .npy file")
-    found_shape, fortran, found = np.lib.format.read_array_header_1_0(header)
+    try:
+        _need(np.lib.format.read_magic(header) == (1, 0), "not a version 1.0 .npy file")
+        found_shape, fortran, found = np.lib.format.read_array_header_1_0(header)
+    except Exception as error:  # on damaged bytes also tokenize's and the compiler's errors
+        raise ValueError(f"not a .npy header: {_reason(error)}") from error
     _need(found == dtype, f"array of {found}, expected {dtype}")
     _need(not fortran, "array in Fortran order, expected C order")
     fits = len(found_shape) == len(shape) and all(n in (None, m) for n, m in zip(shape, found_shape, strict=True))
@@ -108,7 +111,7 @@ def decode_array(
     return buffer[start:].view(dtype).reshape(found_shape)
 
 
-_BAD = (ValueError, KeyError, TypeError, AttributeError, RecursionError, zstandard.ZstdError)
+_BAD = (ValueError, OverflowError, KeyError, TypeError, AttributeError, RecursionError, zstandard.ZstdError)
 
 
 def _read(

@@ -84,7 +84,7 @@ def load_index(url: str) -> ShardIndex:
         raise G3nError(f"'{where}' is larger than {MAX_INDEX_BYTES} bytes; split the data into several shard folders")
     try:
         return parse_index(url, json.loads(text))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, OverflowError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"key {error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise G3nError(f"'{where}' is not a {FORMAT} index: {reason}; run data_prep pack or encode again") from error
 
