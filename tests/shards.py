@@ -11,7 +11,7 @@ import numpy as np
 from data_prep.shards import PackedSample, write_index, write_split
 from g3n.stream.index import ShardIndex, load_index
 
-SHAPE = (4, 5, 6)
+SHAPE = (4, 6, 8)
 AFFINE = [[-1.0, 0, 0, 2], [0, -1.0, 0, 2], [0, 0, 1.0, -3], [0, 0, 0, 1]]
 TOKENS, CHANNELS = 6, 3
 
