@@ -23,6 +23,7 @@ from g3n.config import G3nError
 # Center of the bounding box of the ICBM152 2009a brain (nilearn's 1 mm template), RAS+ world mm.
 ATLAS_CENTER_MM = (0.0, -17.0, 5.0)
 MAX_SIDE = 4096
+_MAX_REST_BYTES = 1 << 24
 _HEADER_BYTES = {b"n+1": 348, b"n+2": 540}
 
 
@@ -123,6 +124,7 @@ def _read(path: str | Path, stream: BinaryIO | gzip.GzipFile, max_voxels: int) -
 
     _exactly(path, stream, int(offset) - len(start))
     data = np.frombuffer(_exactly(path, stream, voxels * dtype.itemsize), dtype).reshape(shape, order="F")
+    stream.read(_MAX_REST_BYTES)  # at its end a gzip stream checks its checksum
     with np.errstate(over="ignore", invalid="ignore"):
         volume = np.ascontiguousarray(data, np.float32)
         if slope is not None and (slope, intercept) != (1.0, 0.0):
