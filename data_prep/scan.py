@@ -227,11 +227,11 @@ def _days(
     """Days from the first visit: as given, else from the ages; 0 for an only visit; None where nothing is known."""
     days = dict(given)
     if any(d is None for d in days.values()):
-        days = {s: None if (age := ages[s]) is None else round(age * 365.25) for s in labels}
+        days = {s: None if (age := ages[s]) is None else age * 365.25 for s in labels}
     known = [d for d in days.values() if d is not None]
     if len(labels) == 1:
         return {labels[0]: 0.0}
-    return {s: None if (d := days[s]) is None else float(d - min(known)) for s in labels}
+    return {s: None if (d := days[s]) is None else float(round(d - min(known))) for s in labels}
 
 
 def _sidecar_field(image: Path, notes: list[str]) -> float | None:

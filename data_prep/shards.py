@@ -162,7 +162,7 @@ def write_index(
         **header,
         "splits": splits,
     }
-    write_text(output / "index.json", json.dumps(tree) + "\n")
+    write_text(output / "index.json", json.dumps(tree, sort_keys=True) + "\n")
     for mark in (output / _PLAN, *(output / f".{e['name']}.json" for entries in splits.values() for e in entries)):
         mark.unlink(missing_ok=True)
     return fingerprint

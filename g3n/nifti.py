@@ -91,7 +91,7 @@ def read_volume(path: str | Path, max_voxels: int = 2**28) -> tuple[np.ndarray, 
 
 
 def _read(path: str | Path, stream: BinaryIO | gzip.GzipFile, max_voxels: int) -> tuple[np.ndarray, np.ndarray]:
-    start = _exactly(path, stream, 348)
+    start = _exactly(path, stream, 348, "NIfTI file")
     if start[344:347] not in (b"n+1", b"ni1"):
         start += _exactly(path, stream, 540 - 348, "NIfTI file")
     magic = start[344:347] if len(start) == 348 else start[4:7]
@@ -141,7 +141,9 @@ def _exactly(path: str | Path, stream: BinaryIO | gzip.GzipFile, count: int, wha
     data = stream.read(count)
     if len(data) < count:
         raise G3nError(
-            f"'{path}' is not a {what}" if what else f"'{path}' is truncated: {count - len(data)} bytes are missing"
+            f"'{path}' is not a {what}, or cut off in its header"
+            if what
+            else f"'{path}' is truncated: {count - len(data)} bytes are missing"
         )
     return data
 
