@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
@@ -23,9 +22,7 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_all(
-    work: Callable[[Item], Result], items: Sequence[Item], workers: int | None, label: str
-) -> Iterator[Result]:
+def run_all(work: Callable[[Item], Result], items: Sequence[Item], workers: int | None, label: str) -> Iterator[Result]:
     """``work(item)`` for each item, results in the order of items; ``workers`` processes (None: all processors).
 
     At most a few items a worker are under way at once, so memory stays bounded. An exception of ``work`` or Ctrl-C
@@ -36,7 +33,7 @@ def run_all(
         raise G3nError(f"workers is {count}; give at least 1")
     columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not sys.stderr.isatty() and not items) as progress:
+    with Progress(*columns, console=console, disable=not items) as progress:
         task = progress.add_task(label, total=len(items))
         if count == 1 or len(items) <= 1:
             for item in items:
