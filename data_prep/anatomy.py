@@ -117,7 +117,8 @@ def load_template(grid: Grid) -> Template:
     sizes[0] = 0
     ventricles = np.isin(labels, np.argsort(sizes)[-3:-1])
     box = tuple(
-        slice(max(0, s.start - int(_FAR_MM)), s.stop + int(_FAR_MM)) for s in ndimage.find_objects(ventricles.astype(np.uint8))[0]
+        slice(max(0, s.start - int(_FAR_MM)), s.stop + int(_FAR_MM))
+        for s in ndimage.find_objects(ventricles.astype(np.uint8))[0]
     )
     inside = ventricles[box]
     distance_mm = np.full(t1.shape, _FAR_MM, np.float32)

@@ -64,7 +64,9 @@ class Subject:
 
 def ventricle_law_ml(age_years: float, sex: str, diagnosis: str) -> float:
     """Median volume of the lateral ventricles of a first visit."""
-    return 15.0 * math.exp(0.0187 * (age_years - 25)) * (1.08 if sex == "M" else 1.0) * (1.4 if diagnosis == "AD" else 1)
+    return (
+        15.0 * math.exp(0.0187 * (age_years - 25)) * (1.08 if sex == "M" else 1.0) * (1.4 if diagnosis == "AD" else 1)
+    )
 
 
 def draw_subject(seed: int, number: int) -> Subject:
