@@ -18,7 +18,7 @@ from data_prep.shards import write_text
 from g3n.config import G3nError
 from g3n.nifti import write_volume
 
-VERSION = 1
+VERSION = 2
 SUFFIX = {"T1": "T1w", "T1c": "ce-gadolinium_T1w", "T2": "T2w", "FLAIR": "FLAIR"}
 TRUTH_COLUMNS = ("subject", "session", "modality", "path", "ventricle_ml", "brain_ml", "lesion_ml")
 _RECIPE = "phantom.json"
@@ -27,7 +27,7 @@ _PAD = 2  # voxels of field of view beyond the atlas box, on each side
 
 @dataclass(frozen=True)
 class Cohort:
-    """``share_3t`` of its subjects are scanned at 3 T; ``axes`` is the orientation of its files."""
+    """``share_3t`` of its subjects are scanned at 3 T; ``axes`` is the orientation of its files. Noise is that of 1 mm voxels."""
 
     name: str
     scanner: Scanner
@@ -36,9 +36,9 @@ class Cohort:
 
 
 COHORTS = (
-    Cohort("PhantomA", Scanner(contrast=1.0, bias=0.06, noise=0.018), 0.7, "RAS"),
-    Cohort("PhantomB", Scanner(contrast=0.8, bias=0.10, noise=0.024), 0.3, "LAS"),
-    Cohort("PhantomC", Scanner(contrast=1.15, bias=0.08, noise=0.015), 0.5, "PSR"),
+    Cohort("PhantomA", Scanner(contrast=1.0, bias=0.06, noise=0.045), 0.7, "RAS"),
+    Cohort("PhantomB", Scanner(contrast=0.8, bias=0.10, noise=0.06), 0.3, "LAS"),
+    Cohort("PhantomC", Scanner(contrast=1.15, bias=0.08, noise=0.038), 0.5, "PSR"),
 )
 
 
@@ -168,8 +168,8 @@ def _write_subject(output: str, spacing_mm: float, seed: int, number: int) -> li
     divide = max(1, round(spacing_mm / 2))
     template = load_template(box_grid(spacing_mm, divide))
     scanner = subject.cohort.scanner
-    if subject.field_strength_t < 2:
-        scanner = replace(scanner, noise=1.8 * scanner.noise)
+    weak_field = 1.8 if subject.field_strength_t < 2 else 1.0
+    scanner = replace(scanner, noise=weak_field * scanner.noise * spacing_mm**-1.5)  # larger voxels average it out
     rows, sessions = [], []
     for v, visit in enumerate(subject.visits, 1):
         anatomy = make(template, visit.shape)
