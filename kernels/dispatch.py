@@ -72,7 +72,7 @@ def _obstacle(device_type: str, index: int | None) -> str:
     if _interpreted():
         return ""
     if device_type != "cuda":
-        return f"a {device_type} device needs TRITON_INTERPRET=1 for Triton"
+        return f"Triton needs a CUDA GPU, not {device_type} (TRITON_INTERPRET=1 runs its slow interpreter)"
     capability = torch.cuda.get_device_capability(index)
     if capability < LOWEST_CAPABILITY:
         return f"the GPU's compute capability {capability} is below {LOWEST_CAPABILITY}"

@@ -6,8 +6,10 @@ state a run started from, so any number of ranks and loader processes reads the 
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import logging
+import os
 import queue
 import signal
 import threading
@@ -126,6 +128,7 @@ class TrainStream:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._fill, name="g3n-stream", daemon=True)
         self._thread.start()
+        atexit.register(self.close)  # its processes heed no signal, so an interpreter that ends must not wait for them
 
     def _fill(self) -> None:
         try:
@@ -173,6 +176,7 @@ class TrainStream:
         self._thread.join(timeout=10)
         self._source = iter(())
         self._end = self._end or StopIteration()
+        atexit.unregister(self.close)
 
 
 def _open(items: _RankItems, config: StreamConfig, micro_batch: int) -> Iterator[Item | G3nError]:
@@ -185,15 +189,16 @@ def _open(items: _RankItems, config: StreamConfig, micro_batch: int) -> Iterator
         num_workers=config.workers,
         prefetch_factor=max(2, config.prefetch * micro_batch // config.workers),
         multiprocessing_context="spawn",
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=_start_worker,
     )
     return iter(loader)
 
 
-def _ignore_signals(_worker: int) -> None:
+def _start_worker(_worker: int) -> None:
     """Only the rank decides when to stop: after SIGTERM or Ctrl-C it still needs the samples of its last step."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    atexit.register(os._exit, 0)  # threads of torch abort some of the processes that end the long way
 
 
 def eval_batches(

@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -27,6 +29,7 @@ from g3n.stream.lanes import StreamConfig, TrainStream, eval_batches
 from g3n.stream.order import LaneOrder
 from g3n.stream.samples import Batch
 from tests import shards
+from tests.launch import ROOT
 
 COUNTS = (3, 1, 4, 2, 5, 2)  # uneven on purpose
 GLOBAL_BATCH = 12
@@ -38,7 +41,6 @@ class Segment(NamedTuple):
     world: int
     micro_batch: int
     steps: int
-    workers: int = 0
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +60,11 @@ def rows(batch: Batch) -> list[tuple[object, ...]]:
 def run(index: ShardIndex, config: StreamConfig, segments: Sequence[Segment], seed: int = 7) -> list[list[tuple]]:
     """The global batch of each step, resumed from the merged cursors at each new segment. Sample k comes first by k."""
     state, steps = cursors.start(config.lanes), []
-    for world, micro_batch, count, workers in segments:
-        settings_ = StreamConfig(config.shards, config.lanes, workers, max_damaged_share=config.max_damaged_share)
+    for world, micro_batch, count in segments:
         with ExitStack() as stack:
             streams = [
                 stack.enter_context(
-                    closing(TrainStream(index, settings_, "volume", micro_batch, rank, world, seed, state=state))
+                    closing(TrainStream(index, config, "volume", micro_batch, rank, world, seed, state=state))
                 )
                 for rank in range(world)
             ]
@@ -103,6 +104,19 @@ def test_any_topology_and_any_resume_reads_the_global_batches_of_one_straight_pr
     assert run(index, config, segments, seed) == run(index, config, [Segment(1, GLOBAL_BATCH, total)], seed)
 
 
+@pytest.mark.parametrize("samples", [1, 5, 10])
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_a_run_goes_on_where_its_samples_divide_by_no_world_size(index: ShardIndex, samples: int, world: int) -> None:
+    config = StreamConfig(index.url, 4)
+    straight = [row for step in run(index, config, [Segment(1, 12, 2)]) for row in step]
+    state = {"cursors": [sum(k % 4 == lane for k in range(samples)) for lane in range(4)], "samples": samples}
+    read = []
+    for rank in range(world):
+        with closing(TrainStream(index, config, "volume", 2, rank, world, 7, state=state)) as stream:
+            read += rows(next(stream))
+    assert sorted(read) == sorted(straight[samples : samples + 2 * world])
+
+
 @pytest.mark.parametrize("lanes", [1, 2, 3, 6])
 def test_each_epoch_of_the_lanes_holds_each_sample_exactly_once(index: ShardIndex, lanes: int) -> None:
     read = [row for step in run(index, StreamConfig(index.url, lanes), [Segment(2, 3, 25)]) for row in step]
@@ -127,23 +141,29 @@ def test_each_epoch_of_the_lanes_holds_each_sample_exactly_once(index: ShardInde
     assert len({r[1] for r in read}) == len(read)  # and other draws for each visit of a sample
 
 
-def test_worker_processes_read_what_the_thread_reads_and_outlive_signals_to_the_job(index: ShardIndex) -> None:
-    config = StreamConfig(index.url, 4)
-    parts = [Segment(2, 3, 2), Segment(1, 4, 3, workers=2), Segment(2, 6, 1)]
-    straight = run(index, config, [Segment(1, GLOBAL_BATCH, 6)])
-    assert run(index, config, parts) == straight
-    alone = StreamConfig(index.url, 4, workers=2, prefetch=1)
-    with closing(TrainStream(index, alone, "volume", 4, 0, 1, 7)) as stream:
+def test_worker_processes_read_what_the_thread_reads_outlive_signals_and_report_in_one_line(
+    index: ShardIndex, tmp_path: Path
+) -> None:
+    straight = run(index, StreamConfig(index.url, 4), [Segment(1, GLOBAL_BATCH, 6)])
+    shutil.copytree(index.url, tmp_path / "copy")
+    copy = load_index(str(tmp_path / "copy"))
+    config = StreamConfig(copy.url, 4, workers=2, prefetch=1)
+    state = {"cursors": [3, 3, 3, 3], "samples": 12}
+    with closing(TrainStream(copy, config, "volume", 4, 0, 1, 7, state=state)) as stream:
         read = rows(next(stream))
         workers = multiprocessing.active_children()
         assert len(workers) == 2
         for worker in workers:
             for number in (signal.SIGTERM, signal.SIGINT):
                 os.kill(worker.pid or 0, number)
-        for _ in range(17):
+        for _ in range(14):
             read += rows(next(stream))
-        assert read == [row for step in straight for row in step]
-    assert not [w for w in workers if w.is_alive()]
+        assert read == [row for step in straight[1:] for row in step]
+        os.unlink(tmp_path / "copy" / "train-00004.tar")
+        with pytest.raises(G3nError, match=r"train-00004.tar' cannot be opened \(No such file or directory\)") as error:
+            list(itertools.islice(stream, 20))
+        assert "\n" not in str(error.value)
+    assert [w.exitcode for w in workers] == [0, 0]
 
 
 def test_the_order_of_a_seed_never_changes(index: ShardIndex) -> None:
@@ -202,12 +222,10 @@ def test_damage_is_named_and_counted_and_too_much_of_it_stops_the_run(
         next(stream)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_missing_shard_is_one_line(tmp_path: Path, workers: int) -> None:
+def test_a_missing_shard_is_one_line(tmp_path: Path) -> None:
     index = shards.volumes(tmp_path, (2, 2))
     os.unlink(tmp_path / "train-00001.tar")
-    config = StreamConfig(index.url, 2, workers)
-    with closing(TrainStream(index, config, "volume", 2, 0, 1, 0)) as stream:
+    with closing(TrainStream(index, StreamConfig(index.url, 2), "volume", 2, 0, 1, 0)) as stream:
         with pytest.raises(G3nError, match=r"train-00001.tar' cannot be opened \(No such file or directory\)") as error:
             next(stream)
         assert "\n" not in str(error.value)
@@ -220,6 +238,20 @@ def test_a_closed_stream_ends_and_its_thread_too(index: ShardIndex) -> None:
     stream.close()
     assert list(stream) == []
     assert "g3n-stream" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_process_that_forgets_to_close_ends_all_the_same(index: ShardIndex, tmp_path: Path) -> None:
+    script = tmp_path / "forgets.py"
+    script.write_text(
+        "from g3n.stream.index import load_index\n"
+        "from g3n.stream.lanes import StreamConfig, TrainStream\n"
+        "if __name__ == '__main__':\n"
+        f"    index = load_index({index.url!r})\n"
+        "    stream = TrainStream(index, StreamConfig(index.url, 2, workers=1), 'volume', 2, 0, 1, 0)\n"
+        "    print(len(next(stream)))\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.returncode) == ("2\n", 0), done.stderr
 
 
 def test_what_cannot_be_read_is_refused_at_once(index: ShardIndex, tmp_path: Path) -> None:
