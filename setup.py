@@ -31,14 +31,23 @@ EXTRAS = {
     # nilearn carries the ICBM152 templates of the phantom; antspyx registers; deepbet strips skulls.
     "prep": ["nilearn>=0.12,<0.15", "antspyx>=0.6.3,<0.7", "deepbet>=1.0.2,<1.1"],
     "xformers": ["xformers>=0.0.35,<0.1"],
-    "dev": ["pytest>=8.3,<10", "hypothesis>=6.100,<7", "ruff>=0.15,<0.18", "mypy>=1.15,<3", "pandas-stubs", "types-PyYAML"],
+    "dev": [
+        "pytest>=8.3,<10",
+        "hypothesis>=6.100,<7",
+        "ruff>=0.15,<0.18",
+        "mypy>=1.15,<3",
+        "pandas-stubs",
+        "types-PyYAML",
+    ],
 }
 
 setup(
     name="g3n",
     version="0.1.0",
     description="Train and use BrainG3N: one embedding space for 3D brain MRI that serves probes and generation",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8") if Path(__file__).with_name("README.md").exists() else "",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8")
+    if Path(__file__).with_name("README.md").exists()
+    else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",

@@ -138,9 +138,9 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
             return float(value)  # YAML 1.1 reads 1e-4 as a string
         except ValueError:
             pass
-    elif kind is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    elif kind in (str, bool) and isinstance(value, kind):
+    elif (kind is int and isinstance(value, int) and not isinstance(value, bool)) or (
+        kind in (str, bool) and isinstance(value, kind)
+    ):
         return value
     raise G3nError(f"config key '{path}' is {value!r}; expected {_describe(kind)}")
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels.reference import (
+from kernels import (
     adaln_modulate,
+    explain,
     gate_residual,
     gate_residual_adaln,
     masked_patch_loss,
@@ -17,6 +18,7 @@ from kernels.reference import (
 __all__ = [
     "adaln_modulate",
     "attention",
+    "explain",
     "gate_residual",
     "gate_residual_adaln",
     "masked_patch_loss",

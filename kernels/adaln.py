@@ -131,7 +131,7 @@ def _backward(
 def _blocks(D: int) -> dict[str, int]:
     """HEAD, TAIL and warps for a width; a power of two still has a tail, of one masked lane."""
     head = 1 << (D.bit_length() - 1)
-    tail = triton.next_power_of_2(D - head) if D > head else 1
+    tail = triton.next_power_of_2(D - head) if head < D else 1
     return {"HEAD": head, "TAIL": tail, "num_warps": min(max(head // 256, 1), 16)}
 
 

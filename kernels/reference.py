@@ -41,7 +41,7 @@ def unpatchify3d(patches_BNP: Tensor, patch: int, grid_tokens: tuple[int, int, i
     """Patches [B, N, patch^3] of a whole grid -> volumes [B, X, Y, Z], the exact inverse of ``patchify3d``."""
     x, y, z = grid_tokens
     B, N, P = patches_BNP.shape
-    if (N, P) != (x * y * z, patch**3):
+    if (x * y * z, patch**3) != (N, P):
         raise ValueError(f"patches {(N, P)} do not fill a grid of {grid_tokens} tokens with patch {patch}")
     v = patches_BNP.reshape(B, x, y, z, patch, patch, patch).permute(0, 1, 4, 2, 5, 3, 6)
     return v.reshape(B, x * patch, y * patch, z * patch)

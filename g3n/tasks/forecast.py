@@ -5,7 +5,6 @@ A stochastic interpolant with data-dependent coupling (Albergo 2024, arXiv 2310.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
