@@ -192,21 +192,21 @@ def _(dy_BTD: Tensor, x_BTD: Tensor, scale: Tensor, mean_BT: Tensor, rstd_BT: Te
     return dx_BTD, scale.new_empty(scale.shape), scale.new_empty(scale.shape)
 
 
-def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _setup(ctx, inputs, output) -> None:
     x_BTD, _shift, scale, _eps = inputs
     _y, mean_BT, rstd_BT = output
     ctx.mark_non_differentiable(mean_BT, rstd_BT)
     ctx.save_for_backward(x_BTD, scale, mean_BT, rstd_BT)
 
 
-def _gradient(ctx, dy_BTD: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[no-untyped-def]
+def _gradient(ctx, dy_BTD: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
     return (*_adaln_backward(dy_BTD, *ctx.saved_tensors), None)
 
 
 _adaln.register_autograd(_gradient, setup_context=_setup)
 
 
-def _on(x: Tensor):  # type: ignore[no-untyped-def]
+def _on(x: Tensor):
     """Triton launches on the current device, which need not be the tensor's."""
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 

@@ -54,7 +54,7 @@ def _grid(tokens: int, patch: int) -> tuple[tuple[int, int], int]:
     return (tokens, triton.cdiv(patch**3, block)), block
 
 
-def _on(x: Tensor):  # type: ignore[no-untyped-def]
+def _on(x: Tensor):
     """Triton launches on the current device, which need not be the tensor's."""
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
@@ -86,7 +86,7 @@ def _patchify_op(
 
 
 @_patchify_op.register_fake
-def _(volume_BXYZ, patch, index_BK, mean_B, rstd_B, out_dtype):  # type: ignore[no-untyped-def]
+def _(volume_BXYZ, patch, index_BK, mean_B, rstd_B, out_dtype):
     B, X, Y, Z = volume_BXYZ.shape
     K = index_BK.shape[1] if index_BK is not None else X * Y * Z // patch**3
     return volume_BXYZ.new_empty((B, K, patch**3), dtype=out_dtype)
@@ -105,17 +105,17 @@ def _unpatchify_op(patches_BNP: Tensor, patch: int, x: int, y: int, z: int) -> T
 
 
 @_unpatchify_op.register_fake
-def _(patches_BNP, patch, x, y, z):  # type: ignore[no-untyped-def]
+def _(patches_BNP, patch, x, y, z):
     return patches_BNP.new_empty((patches_BNP.shape[0], x * patch, y * patch, z * patch))
 
 
-def _patchify_setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _patchify_setup(ctx, inputs, output) -> None:
     volume_BXYZ, ctx.patch, index_BK, mean_B, rstd_B, _ = inputs
     ctx.shape, ctx.dtype = volume_BXYZ.shape, volume_BXYZ.dtype
     ctx.save_for_backward(volume_BXYZ if mean_B is not None else None, index_BK, rstd_B)
 
 
-def _patchify_gradient(ctx, d_BKP: Tensor) -> tuple[Tensor, None, None, None, None, None]:  # type: ignore[no-untyped-def]
+def _patchify_gradient(ctx, d_BKP: Tensor) -> tuple[Tensor, None, None, None, None, None]:
     volume_BXYZ, index_BK, rstd_B = ctx.saved_tensors
     B, *sides = ctx.shape
     tokens = [side // ctx.patch for side in sides]
@@ -130,11 +130,11 @@ def _patchify_gradient(ctx, d_BKP: Tensor) -> tuple[Tensor, None, None, None, No
     return d_BXYZ, None, None, None, None, None
 
 
-def _unpatchify_setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _unpatchify_setup(ctx, inputs, output) -> None:
     ctx.patch, ctx.dtype = inputs[1], inputs[0].dtype
 
 
-def _unpatchify_gradient(ctx, d_BXYZ: Tensor) -> tuple[Tensor, None, None, None, None]:  # type: ignore[no-untyped-def]
+def _unpatchify_gradient(ctx, d_BXYZ: Tensor) -> tuple[Tensor, None, None, None, None]:
     return _patchify_op(d_BXYZ, ctx.patch, None, None, None, ctx.dtype), None, None, None, None
 
 

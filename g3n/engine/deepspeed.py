@@ -127,7 +127,7 @@ def initialize(
     if config.recompute:
         for module in model.modules():
             if hasattr(module, "recompute"):
-                module.recompute = True
+                setattr(module, "recompute", True)  # noqa: B010
     buffers = {name: buffer.detach().clone().to(ranks.device) for name, buffer in model.named_buffers()}
     tree = deepspeed_config(config, optim, ranks.world, passthrough)
     engine, *_ = deepspeed.initialize(model=model, model_parameters=list(model.parameters()), config=tree)

@@ -113,7 +113,7 @@ def on_main(ranks: Ranks, function: Callable[[], T]) -> T:
     value, message = gather_objects(result, ranks)[0]
     if message is not None:
         raise G3nError(message)
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 class Trainer:

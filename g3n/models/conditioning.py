@@ -33,7 +33,8 @@ class Variable:
     @property
     def bounds(self) -> tuple[float, float]:
         """(low, high) of a number."""
-        assert self.low is not None and self.high is not None
+        assert self.low is not None
+        assert self.high is not None
         return self.low, self.high
 
 
@@ -147,7 +148,7 @@ class Conditioning(nn.Module):
         )
 
     def forward(self, t_B: Tensor, cond_BV: Tensor) -> Tensor:
-        dtype = self.time[0].weight.dtype
+        dtype = next(self.time.parameters()).dtype
         c_BD = self.time(fourier(t_B, 256).to(dtype))
         for i, embed in enumerate(self.variables.values()):
             c_BD = c_BD + embed(cond_BV[:, i])

@@ -81,7 +81,8 @@ class DiT(nn.Module):
         for module in self.modules():
             if id(module) not in embeddings:
                 init_linear(module)
-        for layer in (self.final_modulation, self.predict, *(b.modulation for b in self.blocks)):
+        modulations = [block.modulation for block in self.blocks if isinstance(block, DiTBlock)]
+        for layer in (self.final_modulation, self.predict, *modulations):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 

@@ -67,10 +67,7 @@ class Encoder(nn.Module):
         dtype = self.embed.weight.dtype
         patches_BKP = ops.patchify3d(volume_BXYZ, self.patch, index_BK, mean_B, rstd_B, out_dtype=dtype)
         positions_1ND = self.positions.to(dtype)
-        if index_BK is None:
-            positions_BKD = positions_1ND
-        else:
-            positions_BKD = positions_1ND[0][index_BK]
+        positions_BKD = positions_1ND if index_BK is None else positions_1ND[0][index_BK]
         x_BKD = self.embed(patches_BKP) + positions_BKD
         x_BTD = torch.cat([self.cls_token.expand(len(x_BKD), -1, -1).to(x_BKD.dtype), x_BKD], dim=1)
         x_BTD = self.norm(run_blocks(self.blocks, x_BTD, self.recompute))

@@ -45,7 +45,7 @@ def test_the_cpu_takes_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     assert dispatch.choose(x) == "reference"
     assert torch.equal(kernels.adaln_modulate(x, shift, scale), reference.adaln_modulate(x, shift, scale))
     monkeypatch.setenv("G3N_KERNELS", "triton")
-    with pytest.raises(RuntimeError, match="G3N_KERNELS=triton cannot be done: .*(CUDA|triton)"):
+    with pytest.raises(RuntimeError, match=r"G3N_KERNELS=triton cannot be done: .*(CUDA|triton)"):
         dispatch.choose(x)
     monkeypatch.setenv("G3N_KERNELS", "cuda")
     with pytest.raises(ValueError, match="G3N_KERNELS=cuda is unknown"):
