@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from g3n import ops
 
 
 @dataclass(frozen=True)
@@ -14,6 +17,7 @@ class TokenizerConfig:
     latent_channels: int = 32
     decoder_channels: tuple[int, ...] = (512, 256, 128, 64)  # one a doubling: log2(patch) entries
     mask_head: bool = False  # a second output channel tells brain from background; the published decoder has none
+    linear_path: bool = False  # adds each token's own linear image to the CNN's; short runs start 5 dB up (docs/log.md)
 
     def __post_init__(self) -> None:
         if self.latent_channels < 1 or any(c % 8 for c in self.decoder_channels):
@@ -67,6 +71,19 @@ class CNNDecoder(nn.Module):
         return self.head(F.silu(x))
 
 
+class LinearPath(nn.Module):
+    """Each latent straight to its patch, plus the mean patch of its place: [B, N, C] -> [B, 1, X, Y, Z]."""
+
+    def __init__(self, channels: int, tokens: tuple[int, int, int], patch: int) -> None:
+        super().__init__()
+        self.tokens, self.patch = tokens, patch
+        self.to_patch = nn.Linear(channels, patch**3, bias=False)
+        self.mean = nn.Parameter(torch.zeros(math.prod(tokens), patch**3))
+
+    def forward(self, z_BNC: Tensor) -> Tensor:
+        return ops.unpatchify3d(self.to_patch(z_BNC) + self.mean, self.patch, self.tokens)[:, None]
+
+
 class Tokenizer(nn.Module):
     """P (width -> C) and the CNN decoder. Trained with the encoder frozen."""
 
@@ -77,13 +94,17 @@ class Tokenizer(nn.Module):
         # z' is divided by one number so that the decoder sees unit scale whatever the encoder's features are
         self.register_buffer("input_scale", torch.ones(()))
         self.decoder = CNNDecoder(config, patch)
+        self.linear = LinearPath(config.latent_channels, tokens, patch) if config.linear_path else None
 
     input_scale: Tensor
 
     def decode(self, z_BNC: Tensor) -> Tensor:
         """Raw projected tokens [B, N, C] -> [B, 1 or 2, X, Y, Z]: z-scored intensities and, if any, brain logits."""
-        z_BCxyz = z_BNC.transpose(1, 2).unflatten(2, self.tokens)
-        return self.decoder((z_BCxyz / self.input_scale).to(self.decoder.stem.weight.dtype))
+        z_BNC = (z_BNC / self.input_scale).to(self.decoder.stem.weight.dtype)
+        output = self.decoder(z_BNC.transpose(1, 2).unflatten(2, self.tokens))
+        if self.linear is None:
+            return output
+        return torch.cat([output[:, :1] + self.linear(z_BNC), output[:, 1:]], dim=1)
 
     def forward(self, features_BND: Tensor) -> Tensor:
         """Frozen encoder features [B, N, D] -> decoder output."""

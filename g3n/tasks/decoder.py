@@ -34,6 +34,16 @@ class DecoderTaskConfig:
             raise ValueError(f"init_volumes {self.init_volumes} must be >= 1 and mask_weight {self.mask_weight} >= 0")
 
 
+@dataclass(frozen=True)
+class Regression:
+    """z' = P f; patch = patch_PC z' + mean of its place. ``scale`` is the standard deviation of z' around its means."""
+
+    projection_CD: Tensor
+    scale: float
+    patch_PC: Tensor
+    mean_NP: Tensor
+
+
 class DecoderTask:
     """Voxel L1 through 32 channels a token."""
 
@@ -54,10 +64,14 @@ class DecoderTask:
 
     def build(self) -> nn.Module:
         net = Tokenizer(self.config.net, self.mae.width, self.mae.tokens, self.mae.patch)
-        weight_CD, scale = self._regression_projection()
+        start = self._regression()
         if self.config.projection == "regression":
-            net.projection.weight.data.copy_(weight_CD)
-            net.input_scale.fill_(scale)
+            net.projection.weight.data.copy_(start.projection_CD)
+            net.input_scale.fill_(start.scale)
+            if net.linear is not None:
+                net.linear.to_patch.weight.data.copy_(start.patch_PC * start.scale)
+                net.linear.mean.data.copy_(start.mean_NP)
+                nn.init.zeros_(net.decoder.head.weight)  # the CNN begins with nothing to add
         return net
 
     def frozen(self) -> Mapping[str, nn.Module]:
@@ -67,30 +81,33 @@ class DecoderTask:
         return {**volume_artifact(self.index), "encoder": self.encoder_fingerprint}
 
     @torch.no_grad()
-    def _regression_projection(self) -> tuple[Tensor, float]:
-        """(P^T [C, D], std of z') by reduced-rank regression of normalized patches on encoder features.
+    def _regression(self) -> Regression:
+        """Reduced-rank regression of normalized patches on encoder features, both around their mean at each place.
 
         The best linear map from features to voxels through C channels (Izenman 1975). Starting from it instead of a
         random P is worth decibels on short runs (docs/log.md).
         """
         features, patches = [], []
-        limit = self.config.init_volumes
+        device = next(self.encoder.parameters()).device
         batches = eval_batches(self.index, None, "volume", "train", micro_batch=4, rank=0, world=1, seed=0)
         for batch in batches:
-            volume, mean, rstd = (batch.tensors[k] for k in ("volume", "mean", "rstd"))
-            features.append(self.encoder(volume, mean, rstd).flatten(0, 1).double())
-            patches.append(ops.patchify3d(volume, self.mae.patch, None, mean, rstd).flatten(0, 1).double())
-            if sum(map(len, features)) >= limit * self.mae.tokens[0] * self.mae.tokens[1] * self.mae.tokens[2]:
+            volume, mean, rstd = (batch.tensors[k].to(device) for k in ("volume", "mean", "rstd"))
+            features.append(self.encoder(volume, mean, rstd))
+            patches.append(ops.patchify3d(volume, self.mae.patch, None, mean, rstd))
+            if sum(map(len, features)) >= self.config.init_volumes:
                 break
-        f_MD, x_MP = torch.cat(features), torch.cat(patches)
-        f_MD, x_MP = f_MD - f_MD.mean(0), x_MP - x_MP.mean(0)
+        f_BND, x_BNP = torch.cat(features).double(), torch.cat(patches).double()
+        f_ND, x_NP = f_BND.mean(0), x_BNP.mean(0)
+        f_MD, x_MP = (f_BND - f_ND).flatten(0, 1), (x_BNP - x_NP).flatten(0, 1)
         gram_DD = f_MD.T @ f_MD
-        ridge = 1e-3 * gram_DD.diagonal().mean() * torch.eye(len(gram_DD), dtype=torch.float64)
+        ridge = 1e-3 * gram_DD.diagonal().mean() * torch.eye(len(gram_DD), dtype=gram_DD.dtype, device=device)
         weight_DP = torch.linalg.solve(gram_DD + ridge, f_MD.T @ x_MP)
         fitted_MP = f_MD @ weight_DP
         _, vectors_PP = torch.linalg.eigh(fitted_MP.T @ fitted_MP)
-        p_DC = weight_DP @ vectors_PP[:, -self.config.net.latent_channels :]
-        return p_DC.T.float(), float((f_MD @ p_DC).std())
+        patch_PC = vectors_PP[:, -self.config.net.latent_channels :]
+        p_DC = weight_DP @ patch_PC
+        mean_NP = x_NP - f_ND @ p_DC @ patch_PC.T
+        return Regression(p_DC.T.float(), float((f_MD @ p_DC).std()), patch_PC.float(), mean_NP.float())
 
     def _outputs(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         volume, mean, rstd = (batch.tensors[k] for k in ("volume", "mean", "rstd"))
