@@ -6,21 +6,18 @@ the cortex thins, a tumor pushes tissue aside.
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 
-from g3n.config import G3nError
-from g3n.nifti import ATLAS_CENTER_MM, Grid, read_volume, resample
+from g3n.nifti import ATLAS_CENTER_MM, Grid, resample
+from g3n.templates import FAR_MM, lateral_ventricles, read_template, signed_distance_mm
 
 BOX_MM = (160.0, 192.0, 160.0)
 MAPS = ("gm", "wm", "csf", "texture", "sulci", "mask")
-_FAR_MM = 30.0  # distances to the ventricles are exact up to here
 _DECAY_MM = 15.0  # how far the push of a widened ventricle reaches
 
 
@@ -86,22 +83,6 @@ def box_grid(spacing_mm: float, divide: int = 1) -> Grid:
     return Grid((shape[0], shape[1], shape[2]), (*(tuple(row) for row in rows), (0.0, 0.0, 0.0, 1.0)))
 
 
-def _template_file(name: str) -> Path:
-    spec = importlib.util.find_spec("nilearn")  # its data only: importing nilearn itself takes seconds
-    if spec is None or spec.origin is None:
-        raise G3nError("the ICBM152 templates come with nilearn, which is missing; run pip install 'g3n[prep]'")
-    path = Path(spec.origin).parent / "datasets" / "data" / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz"
-    if not path.is_file():
-        raise G3nError(f"nilearn has no '{path.name}'; run pip install 'nilearn>=0.12,<0.15'")
-    return path
-
-
-def read_template(name: str) -> tuple[np.ndarray, np.ndarray]:
-    """'t1', 'gm' or 'wm' of ICBM152 2009a at 1 mm, scaled to 0..1, with its affine."""
-    volume, affine = read_volume(_template_file(name))
-    return volume / 255, affine
-
-
 @lru_cache(maxsize=2)
 def load_template(grid: Grid) -> Template:
     """The template's maps on ``grid``. Takes some seconds; cached a process."""
@@ -111,19 +92,8 @@ def load_template(grid: Grid) -> Template:
     gm, wm = gm * mask, wm * mask
     csf = np.clip(mask - gm - wm, 0, 1)
 
-    # The two lateral ventricles are the largest pieces of CSF that do not touch the outer one.
-    labels, _ = ndimage.label((csf > 0.5) & (t1 < 0.45))
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    ventricles = np.isin(labels, np.argsort(sizes)[-3:-1])
-    box = tuple(
-        slice(max(0, s.start - int(_FAR_MM)), s.stop + int(_FAR_MM))
-        for s in ndimage.find_objects(ventricles.astype(np.uint8))[0]
-    )
-    inside = ventricles[box]
-    distance_mm = np.full(t1.shape, _FAR_MM, np.float32)
-    signed = ndimage.distance_transform_edt(~inside) - ndimage.distance_transform_edt(inside)
-    distance_mm[box] = ndimage.gaussian_filter(np.minimum(signed, _FAR_MM), 0.7)
+    ventricles = lateral_ventricles(t1, csf)
+    distance_mm = signed_distance_mm(ventricles)
 
     # Texture is what a mixture of three tissues does not explain: deep nuclei, brain stem.
     tissues = np.stack([gm, wm, csf], -1)[mask > 0]
@@ -131,12 +101,11 @@ def load_template(grid: Grid) -> Template:
     texture = np.zeros_like(t1)
     texture[mask > 0] = t1[mask > 0] - tissues @ levels
     # The ventricles are filled with white matter, so that they can shrink as well as grow.
-    fill = np.zeros(t1.shape, bool)
-    fill[box] = ndimage.binary_dilation(inside, iterations=2) & (csf[box] > 0.1)
+    fill = ndimage.binary_dilation(ventricles, iterations=2) & (csf > 0.1)
     gm, wm, csf, texture = (np.where(fill, value, v) for v, value in ((gm, 0), (wm, 1), (csf, 0), (texture, 0)))
     sulci = ndimage.gaussian_filter(csf, 2.5)
     maps = np.stack([resample(v, affine, grid) for v in (gm, wm, csf, texture, sulci, mask)])
-    far = resample(distance_mm - _FAR_MM, affine, grid) + _FAR_MM
+    far = resample(distance_mm - FAR_MM, affine, grid) + FAR_MM
     return Template(grid, maps, far)
 
 
@@ -181,9 +150,9 @@ def make(template: Template, shape: Shape) -> Anatomy:
         index = ((at.T - corner.astype(np.float32)) / spacing).T
         return ndimage.map_coordinates(image, index, np.float32, order=1, mode="constant", cval=outside)
 
-    distance = sample(template.distance_mm, y, _FAR_MM)
+    distance = sample(template.distance_mm, y, FAR_MM)
     lesion = _soft(reach, 1.0, edge / (tumor.radius_mm if tumor else 1))
-    near = distance < _FAR_MM - 1
+    near = distance < FAR_MM - 1
     widen = _solve_widening(distance[near], (1 - lesion)[near], edge, shape.ventricle_ml / voxel_ml)
     painted = _soft(distance, widen, edge)
     push = np.where(distance > widen, widen * np.exp(-np.maximum(distance - widen, 0) / _DECAY_MM), widen)

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.anatomy import BOX_MM, Shape, Tumor, box_grid, load_template, make, read_template
+from data_prep.anatomy import BOX_MM, Shape, Tumor, box_grid, load_template, make
 from data_prep.painting import MODALITIES, Scanner, paint
 from data_prep.progress import run_all
 from data_prep.shards import write_text
 from g3n.config import G3nError
 from g3n.nifti import write_volume
+from g3n.templates import read_template
 
 VERSION = 2
 SUFFIX = {"T1": "T1w", "T1c": "ce-gadolinium_T1w", "T2": "T2w", "FLAIR": "FLAIR"}

@@ -200,7 +200,7 @@ def register(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
     os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")  # one thread gives the same result each time
     import ants
 
-    from data_prep.anatomy import read_template
+    from g3n.templates import read_template
 
     fixed = _to_ants(*read_template("t1"))
     fixed = ants.resample_image(fixed, (2.0, 2.0, 2.0), False, 0)

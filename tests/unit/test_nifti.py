@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from g3n.config import G3nError, build, to_plain
 from g3n.nifti import Grid, atlas_grid, read_volume, resample, to_grid, write_volume
+from g3n.templates import read_template
 
 AFFINE = np.array([[-1.5, 0.1, 0, 40], [0.1, 2.0, 0.2, -30], [0, -0.2, 2.5, 7], [0, 0, 0, 1]], float)
 
@@ -179,9 +180,8 @@ def test_atlas_grid() -> None:
 
 
 def test_atlas_box_holds_the_icbm_brain() -> None:
-    anatomy = pytest.importorskip("data_prep.anatomy")
     pytest.importorskip("nilearn")
-    t1, affine = anatomy.read_template("t1")
+    t1, affine = read_template("t1")
     where = np.argwhere(t1 > 0) @ affine[:3, :3].T + affine[:3, 3]
     index = (where - np.array(atlas_grid((160, 192, 160), 1.0).affine)[:3, 3]) * [-1, -1, 1]
     assert (index.min(0) >= 0).all()
