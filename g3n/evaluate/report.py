@@ -1,0 +1,64 @@
+"""Tables and JSON files of an evaluation."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+
+def write_json(path: Path, tree: Any) -> None:
+    """Atomic; not-a-number becomes null."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(_finite(tree), indent=1) + "\n")
+    part.replace(path)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    if isinstance(value, (float, np.floating)):
+        return round(float(value), 6) if np.isfinite(value) else None
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """One line a row; the columns are the first row's keys."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]) if rows else [])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def means(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> dict[str, float]:
+    """The mean of each column."""
+    return {c: float(np.mean([row[c] for row in rows])) for c in columns}
+
+
+def means_by(rows: Sequence[Mapping[str, Any]], group: str, columns: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Means of each column for each value of ``group``, with the count ``n``."""
+    values = sorted({str(row[group]) for row in rows})
+    parts = {v: [row for row in rows if str(row[group]) == v] for v in values}
+    return {v: {"n": len(part), **means(part, columns)} for v, part in parts.items()}
+
+
+def print_means(title: str, groups: Mapping[str, Mapping[str, float]]) -> None:
+    """A table with one line a group."""
+    table = Table(title=title, title_justify="left")
+    columns = list(next(iter(groups.values())))
+    table.add_column("")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for name, row in groups.items():
+        table.add_row(name, *(f"{row[c]:d}" if isinstance(row[c], int) else f"{row[c]:.3f}" for c in columns))
+    Console().print(table)
