@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from g3n import ops
+from g3n.flow import gaussian_velocity
 from g3n.models.conditioning import Conditioning, Variable, VariableSet
 from g3n.models.layers import MLP, Attention, init_linear, run_blocks, sincos_positions
 
@@ -21,6 +22,7 @@ class DiTConfig:
     heads: int = 16
     mlp: int = 4608
     qk_norm: bool = True
+    gaussian_skip: bool = False  # predict the velocity beyond that of normal data; helps short runs (docs/log.md)
     variables: dict[str, Variable] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -60,6 +62,7 @@ class DiT(nn.Module):
     def __init__(self, config: DiTConfig, source_channels: int = 0) -> None:
         super().__init__()
         self.recompute = False
+        self.gaussian_skip = config.gaussian_skip
         width = config.width
         n_tokens = config.tokens[0] * config.tokens[1] * config.tokens[2]
         self.register_buffer("latent_mean", torch.zeros(n_tokens, config.channels))
@@ -95,4 +98,5 @@ class DiT(nn.Module):
         x_BND = self.embed(inputs.to(dtype)) + positions_BND
         x_BND = run_blocks(self.blocks, x_BND, self.recompute, c_BD)
         shift_BD, scale_BD = self.final_modulation(c_BD).chunk(2, dim=-1)
-        return self.predict(ops.adaln_modulate(x_BND, shift_BD, scale_BD)).float()
+        velocity_BNC = self.predict(ops.adaln_modulate(x_BND, shift_BD, scale_BD)).float()
+        return velocity_BNC + gaussian_velocity(x_BNC, t_B) if self.gaussian_skip else velocity_BNC

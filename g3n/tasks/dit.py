@@ -28,10 +28,13 @@ class DiTTaskConfig:
     net: DiTConfig
     drop_each: float = 0.1  # probability to null one variable
     drop_all: float = 0.1  # probability to null all of them (classifier-free guidance)
+    time_power: float = 1.0  # t = u^time_power, u uniform; above 1 trains more near the noise, where variables decide
 
     def __post_init__(self) -> None:
         if not (0 <= self.drop_each < 1 and 0 <= self.drop_all < 1):
             raise ValueError(f"drop_each {self.drop_each} and drop_all {self.drop_all} must lie in [0, 1)")
+        if self.time_power <= 0:
+            raise ValueError(f"time_power {self.time_power} must be > 0")
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ class DiTTask:
         cond_BV = self.variables.encode(batch.variables)
         cond_BV = drop_variables(cond_BV, draws.drop) if training else cond_BV
         device = x1_BNC.device
-        t_B = draws.t.to(device)
+        t_B = draws.t.to(device) ** config.time_power if training else draws.t.to(device)
         xt_BNC, velocity_BNC = path(draws.noise.to(device), x1_BNC, t_B)
         return (model(xt_BNC, t_B, cond_BV.to(device)) - velocity_BNC).square().mean(dim=(1, 2))
 

@@ -70,7 +70,7 @@ class ForecastTask:
         draws = draw(batch.seeds, len(self.variables.names), shape, config.drop_each, config.drop_all)
         device = baseline.device
         start = baseline + config.noise * draws.noise.to(device)
-        return baseline, start, target, draws.t.to(device), draws.drop
+        return baseline, start, target, draws.t.to(device) ** config.time_power, draws.drop
 
     def _conditions(self, batch: Batch) -> Tensor:
         return self.variables.encode(with_elapsed(batch.variables, batch.tensors["elapsed_years"]))
