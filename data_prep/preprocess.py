@@ -17,12 +17,10 @@ from data_prep.manifest import Scan, read_manifest, write_manifest
 from data_prep.progress import run_all
 from data_prep.shards import fingerprint_of, write_text
 from g3n.config import G3nError, to_plain
-from g3n.nifti import Grid, atlas_grid, read_volume, to_grid, write_volume
+from g3n.nifti import Grid, atlas_grid, read_volume, to_grid, write_volume, place_on_atlas
 
 VERSION = 1
 _MIN_BRAIN_SHARE = 0.02  # of the grid's voxels
-_BRAIN_CENTER_MM = np.array([0.0, -22.1, 9.5])  # center of mass of the ICBM152 brain, RAS+
-_MAX_OFF_CENTER_MM = 30.0
 
 
 @dataclass(frozen=True)
@@ -179,20 +177,8 @@ def align(volume: np.ndarray, affine: np.ndarray, how: str) -> tuple[np.ndarray,
     """
     if how == "affine":
         return np.linalg.inv(register(volume, affine)) @ affine, how
-    off = _BRAIN_CENTER_MM - brain_center(volume, affine)
-    if how == "header" and np.linalg.norm(off) <= _MAX_OFF_CENTER_MM:
-        return affine, how
-    moved = affine.copy()
-    moved[:3, 3] += off
-    return moved, "center"
-
-
-def brain_center(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """World mm of the center of mass of the foreground, of a head its upper 150 mm (below is face and neck)."""
-    foreground = np.argwhere(volume > 0.1 * np.percentile(volume[volume > 0], 99.5))
-    world = foreground @ affine[:3, :3].T + affine[:3, 3]
-    height = world[:, 2]
-    return world[height > np.percentile(height, 99.8) - 150].mean(0)
+    moved = place_on_atlas(volume, affine, always=how == "center")
+    return moved, "header" if moved is affine else "center"
 
 
 def register(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:

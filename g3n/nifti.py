@@ -22,6 +22,8 @@ from g3n.config import G3nError
 
 # Center of the bounding box of the ICBM152 2009a brain (nilearn's 1 mm template), RAS+ world mm.
 ATLAS_CENTER_MM = (0.0, -17.0, 5.0)
+BRAIN_CENTER_MM = (0.0, -22.1, 9.5)  # center of mass of the ICBM152 brain, RAS+
+MAX_OFF_CENTER_MM = 30.0
 MAX_SIDE = 4096
 _MAX_REST_BYTES = 1 << 24
 _HEADER_BYTES = {b"n+1": 348, b"n+2": 540}
@@ -208,3 +210,24 @@ def to_grid(volume: np.ndarray, affine: np.ndarray, grid: Grid) -> np.ndarray:
     share = resample(volume > 0, affine, grid)
     mixed = resample(volume, affine, grid)
     return np.where(share >= 0.5, mixed / np.maximum(share, 0.5), 0).astype(np.float32)
+
+
+def place_on_atlas(volume: np.ndarray, affine: np.ndarray, always: bool = False) -> np.ndarray:
+    """``affine`` itself, or moved so that the brain's center lies on the atlas's where it is over 30 mm off or ``always``.
+
+    Files on the SRI24 grid, for example, have their origin in a corner.
+    """
+    off = np.array(BRAIN_CENTER_MM) - brain_center(volume, affine)
+    if not always and np.linalg.norm(off) <= MAX_OFF_CENTER_MM:
+        return affine
+    moved = affine.copy()
+    moved[:3, 3] += off
+    return moved
+
+
+def brain_center(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """World mm of the center of mass of the foreground, of a head its upper 150 mm (below is face and neck)."""
+    foreground = np.argwhere(volume > 0.1 * np.percentile(volume[volume > 0], 99.5))
+    world = foreground @ affine[:3, :3].T + affine[:3, 3]
+    height = world[:, 2]
+    return world[height > np.percentile(height, 99.8) - 150].mean(0)

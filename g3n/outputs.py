@@ -1,0 +1,201 @@
+"""Generated volumes on disk: NIfTI, a montage, and a JSON that says how they were made. A run that was stopped goes on."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from g3n.config import G3nError, did_you_mean
+from g3n.evaluate.anatomy import measure
+from g3n.evaluate.montage import write_montage
+from g3n.evaluate.report import write_json
+from g3n.flow import Sampler
+from g3n.generate import Generator, forecast, sample
+from g3n.models.conditioning import VariableSet
+from g3n.nifti import place_on_atlas, read_volume, to_grid, write_volume
+
+BRAIN_MEAN, BRAIN_STD = 500.0, 100.0  # intensities of a generated volume: 500 + 100 z in the brain, background 0
+SHOWN = 8
+MAX_CSV_ROWS = 1_000_000
+
+
+def progress_bar() -> Progress:
+    """Count, time so far and time left, on stderr."""
+    from rich.console import Console
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+
+
+def read_conditions(path: Path, variables: VariableSet) -> list[dict[str, Any]]:
+    """Rows of a CSV whose columns are variables; empty or ``n/a`` is null.
+
+    Raises G3nError, with the line, for an unknown column or an impossible value.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            for name in reader.fieldnames or ():
+                if name not in variables.names:
+                    raise G3nError(f"'{path}' has the column '{name}'{did_you_mean(name, variables.names)}")
+            rows: list[dict[str, Any]] = []
+            for line, row in enumerate(reader, 2):
+                if None in row or len(rows) >= MAX_CSV_ROWS:
+                    raise G3nError(f"'{path}' line {line} has too many cells, or the file too many lines")
+                rows.append({k: v for k, v in row.items() if v not in (None, "", "n/a")})
+                try:
+                    variables.check(rows[-1])
+                except G3nError as error:
+                    raise G3nError(f"'{path}' line {line}: {error}") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise G3nError(f"conditions '{path}' cannot be read ({error}); expected a CSV with a header line") from error
+    if not rows:
+        raise G3nError(f"'{path}' has no rows; give one a volume")
+    return rows
+
+
+def to_intensity(z_XYZ: np.ndarray, mean: float = BRAIN_MEAN, std: float = BRAIN_STD) -> np.ndarray:
+    """z-scores as positive intensities, background exactly 0: what ``data_prep`` and ``g3n forecast`` read."""
+    floor = 1e-3 * std
+    return np.where(z_XYZ == 0, 0, np.maximum(mean + std * z_XYZ, floor)).astype(np.float32)
+
+
+def about(generator: Generator, **more: Any) -> dict[str, Any]:
+    """What every JSON says of the model."""
+    return {"run": str(generator.run.path), "step": generator.run.step, **more}
+
+
+def _start(output: Path, recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Records of volumes that an earlier call with the same recipe finished. Raises G3nError for another recipe's."""
+    plan = output / "recipe.json"
+    if plan.is_file() and json.loads(plan.read_text()) == json.loads(json.dumps(recipe)):
+        done = [json.loads(file.read_text()) for file in sorted(output.glob("volume-*.json"))]
+        return [record for record in done if (output / record["file"]).is_file()]
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise G3nError(f"'{output}' holds something else; give a new folder")
+    write_json(plan, recipe)
+    return []
+
+
+def _label(condition: Mapping[str, Any]) -> str:
+    parts = [f"{v:g}" if isinstance(v, float) else str(v) for v in condition.values() if v is not None]
+    return " ".join(parts)
+
+
+def write_samples(
+    generator: Generator,
+    conditions: Sequence[Mapping[str, Any]],
+    output: Path,
+    seed: int = 0,
+    steps: int = 50,
+    guidance: float = 2.0,
+    sampler: Sampler = "heun",
+    batch: int = 8,
+) -> list[dict[str, Any]]:
+    """One ``volume-00000.nii.gz`` and ``.json`` a condition, ``samples.json`` and ``montage.png``; the records.
+
+    Volume i has seed + i. Raises G3nError before anything is written.
+    """
+    for condition in conditions:
+        generator.variables.check(condition)
+    recipe = about(generator, conditions=list(conditions), seed=seed, steps=steps, guidance=guidance, sampler=sampler)
+    records = {record["file"]: record for record in _start(output, recipe)}
+    names = [f"volume-{i:05d}.nii.gz" for i in range(len(conditions))]
+    todo = [i for i, name in enumerate(names) if name not in records]
+    volumes = sample(
+        generator, [conditions[i] for i in todo], [seed + i for i in todo], steps, guidance, sampler, batch
+    )
+    with progress_bar() as progress:
+        bar = progress.add_task("sample", total=len(names), completed=len(names) - len(todo))
+        for i, z_XYZ in zip(todo, volumes, strict=True):
+            record = {"file": names[i], "conditions": dict(conditions[i]), "seed": seed + i}
+            _write(generator, output, names[i], to_intensity(z_XYZ), record, conditions[i].get("modality"))
+            records[names[i]] = record
+            progress.advance(bar)
+    made = [records[name] for name in names]
+    intensities = f"{BRAIN_MEAN:g} + {BRAIN_STD:g} z in the brain, 0 outside"
+    write_json(output / "samples.json", {**recipe, "intensities": intensities, "volumes": made})
+    shown = [(_label(r["conditions"]), _back(output / r["file"], BRAIN_MEAN, BRAIN_STD)) for r in made[:SHOWN]]
+    write_montage(output / "montage.png", shown)
+    return made
+
+
+def _write(
+    generator: Generator, output: Path, name: str, volume: np.ndarray, record: dict[str, Any], modality: Any
+) -> None:
+    if modality is not None:
+        record["ventricle_ml"] = round(measure(volume, generator.grid, str(modality)).ventricle_ml, 2)
+    write_volume(output / name, volume, generator.grid.matrix)
+    write_json(output / name.replace(".nii.gz", ".json"), record)
+
+
+def _back(path: Path, mean: float, std: float) -> np.ndarray:
+    volume, _ = read_volume(path)
+    return np.where(volume == 0, 0, (volume - mean) / std)
+
+
+def write_forecasts(
+    generator: Generator,
+    baseline: Path,
+    variables: Mapping[str, Any],
+    target_ages: Sequence[float],
+    output: Path,
+    draws: int = 1,
+    seed: int = 0,
+    steps: int = 25,
+    guidance: float = 1.0,
+    sampler: Sampler = "heun",
+    batch: int = 8,
+    center: bool = False,
+) -> list[dict[str, Any]]:
+    """``volume-<n>.nii.gz`` for each target age and draw on the atlas grid, ``baseline.nii.gz`` on the same grid,
+    ``forecast.json`` and ``montage.png``; the records. Intensities are those of the baseline, so the two can be subtracted.
+
+    ``variables`` are the baseline's and need ``age_years``. Raises G3nError before anything is written.
+    """
+    age = variables.get("age_years")
+    if age is None:
+        raise G3nError("a forecast needs the baseline's age; give --age")
+    generator.variables.check(variables)
+    for target in target_ages:
+        if not target >= float(age):
+            raise G3nError(f"target age {target:g} is before the baseline's age {float(age):g}; give a later one")
+        generator.variables.check({"age_years": target, "elapsed_years": target - float(age)})
+    raw, affine = read_volume(baseline)
+    volume = to_grid(raw, place_on_atlas(raw, affine, always=center), generator.grid)
+    brain = volume[volume != 0]
+    if brain.size == 0:
+        raise G3nError(f"'{baseline}' has no brain on the atlas grid; is its affine right? try --center")
+    mean, std = float(brain.mean()), float(brain.std())
+    plan = [(target, draw) for target in target_ages for draw in range(draws)]
+    recipe = about(
+        generator, baseline=str(baseline), variables=dict(variables), target_ages=list(target_ages), draws=draws,
+        seed=seed, steps=steps, guidance=guidance, sampler=sampler, center=center,
+    )  # fmt: skip
+    records = {record["file"]: record for record in _start(output, recipe)}
+    names = [f"volume-{i:05d}.nii.gz" for i in range(len(plan))]
+    todo = [i for i, name in enumerate(names) if name not in records]
+    made = forecast(
+        generator, volume, variables, [{"age_years": plan[i][0]} for i in todo],
+        [plan[i][0] - float(age) for i in todo], [seed + plan[i][1] for i in todo], steps, guidance, sampler, batch,
+    )  # fmt: skip
+    write_volume(output / "baseline.nii.gz", volume, generator.grid.matrix)
+    with progress_bar() as progress:
+        bar = progress.add_task("forecast", total=len(names), completed=len(names) - len(todo))
+        for i, z_XYZ in zip(todo, made, strict=True):
+            record: dict[str, Any] = {"file": names[i], "target_age_years": plan[i][0], "seed": seed + plan[i][1]}
+            _write(generator, output, names[i], to_intensity(z_XYZ, mean, std), record, variables.get("modality"))
+            records[names[i]] = record
+            progress.advance(bar)
+    done = [records[name] for name in names]
+    write_json(output / "forecast.json", {**recipe, "volumes": done})
+    columns = [(f"baseline {float(age):g}", np.where(volume == 0, 0, (volume - mean) / std))]
+    columns += [(f"{r['target_age_years']:g}", _back(output / r["file"], mean, std)) for r in done[: SHOWN - 1]]
+    write_montage(output / "montage.png", columns)
+    return done
