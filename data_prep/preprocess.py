@@ -17,7 +17,7 @@ from data_prep.manifest import Scan, read_manifest, write_manifest
 from data_prep.progress import run_all
 from data_prep.shards import fingerprint_of, write_text
 from g3n.config import G3nError, to_plain
-from g3n.nifti import Grid, atlas_grid, read_volume, to_grid, write_volume, place_on_atlas
+from g3n.nifti import Grid, atlas_grid, place_on_atlas, read_volume, to_grid, write_volume
 
 VERSION = 1
 _MIN_BRAIN_SHARE = 0.02  # of the grid's voxels

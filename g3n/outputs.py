@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -81,6 +82,12 @@ def _start(output: Path, recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
         raise G3nError(f"'{output}' holds something else; give a new folder")
     write_json(plan, recipe)
     return []
+
+
+def _sha256(path: Path) -> str:
+    """Of a file's bytes: names of files may hold names of people, so no JSON repeats them."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _label(condition: Mapping[str, Any]) -> str:
@@ -175,7 +182,7 @@ def write_forecasts(
     mean, std = float(brain.mean()), float(brain.std())
     plan = [(target, draw) for target in target_ages for draw in range(draws)]
     recipe = about(
-        generator, baseline=str(baseline), variables=dict(variables), target_ages=list(target_ages), draws=draws,
+        generator, baseline_sha256=_sha256(baseline), variables=dict(variables), target_ages=list(target_ages), draws=draws,
         seed=seed, steps=steps, guidance=guidance, sampler=sampler, center=center,
     )  # fmt: skip
     records = {record["file"]: record for record in _start(output, recipe)}
