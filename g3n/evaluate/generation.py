@@ -41,7 +41,7 @@ def evaluate_generation(
     conditions = [{**fixed, "age_years": float(age)} for age in ages for _ in range(count)]
     seeds = [seed + i for _ in ages for i in range(count)]
     rows: list[dict[str, Any]] = []
-    pictures = {}
+    pictures: dict[float, np.ndarray] = {}
     with Progress(transient=True) as progress:
         bar = progress.add_task("generate", total=len(conditions))
         volumes = sample(generator, conditions, seeds, steps, guidance, sampler, batch)
