@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 from pathlib import Path
 
@@ -61,7 +60,6 @@ def test_decoded_volumes_lie_where_their_source_lies(work: Path) -> None:
     """Through int16 shards, encoder, latents and decoder to NIfTI, then back onto the grid of the raw file."""
     with open(work / "manifest.tsv") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
-    root = Path(json.loads((work / "manifest.json").read_text())["root"]) if REAL == "" else Path(REAL)
     space = LatentSpace.open(f"{work}/decoder")
     decoded = {}
     for batch in eval_batches(load_index(f"{work}/shards"), None, "volume", "train", 4, 0, 1, 0):
@@ -70,7 +68,7 @@ def test_decoded_volumes_lie_where_their_source_lies(work: Path) -> None:
             decoded[batch.keys[i]] = (normalize(*scan)[i].numpy(), z.numpy())
     checked = 0
     for row in [r for r in rows if r["modality"] == "T1" and r["split"] == "train"][:12]:
-        raw, affine = read_volume(root / row["path"])
+        raw, affine = read_volume(Path(REAL) / row["path"])
         on_grid = to_grid(raw, place_on_atlas(raw, affine), GRID)
         if not (on_grid > 0).any():
             continue
