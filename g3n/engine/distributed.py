@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import socket
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,7 @@ def start() -> Ranks:
 
     NCCL on GPUs, gloo on CPUs. On CPUs the cores are shared out among the node's ranks.
     """
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's calls, not ours
     import deepspeed
     import deepspeed.ops
 
