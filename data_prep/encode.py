@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors.torch import save
 
 from data_prep.shards import (
@@ -28,6 +26,7 @@ from data_prep.shards import (
 )
 from g3n.config import G3nError
 from g3n.latent import LatentSpace
+from g3n.meters import progress_bar
 from g3n.stream.decode import Damage, Volume, read_latent_sample, read_volume_sample
 from g3n.stream.index import Sample, Shard, ShardIndex, load_index, parse_index
 
@@ -88,8 +87,7 @@ def _write_shards(
 ) -> dict[str, list[dict[str, Any]]]:
     """The index entries of all splits."""
     splits: dict[str, list[dict[str, Any]]] = {split: [] for split in index.splits}
-    columns = (TextColumn("encode"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar, ThreadPoolExecutor(_READERS) as pool:
+    with progress_bar() as bar, ThreadPoolExecutor(_READERS) as pool:
         total = sum(len(shard.samples) for members in index.splits.values() for shard in members)
         task = bar.add_task("encode", total=total)
         for split, members in index.splits.items():

@@ -8,10 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 from g3n.config import G3nError
+from g3n.meters import progress_bar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -31,9 +29,7 @@ def run_all(work: Callable[[Item], Result], items: Sequence[Item], workers: int 
     count = default_workers() if workers is None else workers
     if count < 1:
         raise G3nError(f"workers is {count}; give at least 1")
-    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not items) as progress:
+    with progress_bar(disable=not items) as progress:
         task = progress.add_task(label, total=len(items))
         if count == 1 or len(items) <= 1:
             for item in items:

@@ -46,9 +46,25 @@ FieldStrength = Annotated[float | None, typer.Option(help="Tesla.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="name=value of any variable of the run; repeatable.")]
 
 
-def conditions_of(values: dict[str, Any], extra: list[str] | None) -> dict[str, Any]:
+def conditions_of(
+    modality: str | None,
+    age: float | None,
+    sex: str | None,
+    diagnosis: str | None,
+    cohort: str | None,
+    field_strength: float | None,
+    extra: list[str] | None,
+) -> dict[str, Any]:
     """The given variables; one not given is null. Raises G3nError for a ``--set`` that is not name=value."""
-    conditions = {name: value for name, value in values.items() if value is not None}
+    named = {
+        "modality": modality,
+        "age_years": age,
+        "sex": sex,
+        "diagnosis": diagnosis,
+        "cohort": cohort,
+        "field_strength_t": field_strength,
+    }
+    conditions = {name: value for name, value in named.items() if value is not None}
     for item in extra or []:
         name, equals, value = item.partition("=")
         if not equals or not name or not value:
@@ -89,15 +105,7 @@ def sample(
     from g3n.generate import open_generator
     from g3n.outputs import read_conditions, write_samples
 
-    values = {
-        "modality": modality,
-        "age_years": age,
-        "sex": sex,
-        "diagnosis": diagnosis,
-        "cohort": cohort,
-        "field_strength_t": field_strength,
-    }
-    given = conditions_of(values, set_)
+    given = conditions_of(modality, age, sex, diagnosis, cohort, field_strength, set_)
     if conditions is not None and given:
         raise G3nError(f"give variables either in --conditions or as options, not both ({', '.join(given)})")
     generator = open_generator(run, device)
@@ -139,15 +147,7 @@ def forecast(
     from g3n.generate import open_forecaster
     from g3n.outputs import write_forecasts
 
-    values = {
-        "modality": modality,
-        "age_years": age,
-        "sex": sex,
-        "diagnosis": diagnosis,
-        "cohort": cohort,
-        "field_strength_t": field_strength,
-    }
-    given = conditions_of(values, set_)
+    given = conditions_of(modality, age, sex, diagnosis, cohort, field_strength, set_)
     generator = open_forecaster(run, device)
     made = write_forecasts(
         generator, baseline, given, target_age, output, draws, seed, steps, guidance, sampler.value, batch, center
@@ -202,14 +202,7 @@ def generation(
         years = [float(age) for age in ages.split(",")]
     except ValueError:
         raise G3nError(f"--ages '{ages}' is not a list of numbers such as 25,55,85") from None
-    values = {
-        "modality": modality,
-        "sex": sex,
-        "diagnosis": diagnosis,
-        "cohort": cohort,
-        "field_strength_t": field_strength,
-    }
-    fixed = conditions_of(values, None)
+    fixed = conditions_of(modality, None, sex, diagnosis, cohort, field_strength, None)
     generator = open_generator(run, device)
     evaluate_generation(generator, years, output, fixed, count, seed, steps, guidance, sampler.value, batch)
 

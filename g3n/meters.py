@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 from collections import deque
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
 
 class Meter:
     """Times of the last steps. Call ``waited`` for time spent on data and ``stepped`` after each optimizer step."""
@@ -47,3 +50,9 @@ def clock(seconds: float) -> str:
     minutes, s = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{s:02d}" if hours else f"{minutes:02d}:{s:02d}"
+
+
+def progress_bar(disable: bool = False) -> Progress:
+    """Description, count, time so far and time left, on stderr; a context in which ``add_task`` is called."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=disable)

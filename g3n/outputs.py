@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from g3n.config import G3nError, did_you_mean
 from g3n.evaluate.anatomy import measure
@@ -18,20 +17,13 @@ from g3n.evaluate.montage import write_montage
 from g3n.evaluate.report import write_json
 from g3n.flow import Sampler
 from g3n.generate import Generator, forecast, sample
+from g3n.meters import progress_bar
 from g3n.models.conditioning import VariableSet
 from g3n.nifti import place_on_atlas, read_volume, to_grid, write_volume
 
 BRAIN_MEAN, BRAIN_STD = 500.0, 100.0  # intensities of a generated volume: 500 + 100 z in the brain, background 0
 SHOWN = 8
 MAX_CSV_ROWS = 1_000_000
-
-
-def progress_bar() -> Progress:
-    """Count, time so far and time left, on stderr."""
-    from rich.console import Console
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
 
 
 def read_conditions(path: Path, variables: VariableSet) -> list[dict[str, Any]]:

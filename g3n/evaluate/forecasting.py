@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import Progress
 
 from g3n.config import G3nError
 from g3n.evaluate.anatomy import measure
@@ -15,6 +14,7 @@ from g3n.evaluate.montage import write_montage
 from g3n.evaluate.report import means, print_means, write_csv, write_json
 from g3n.flow import integrate
 from g3n.generate import Generator
+from g3n.meters import progress_bar
 from g3n.stream.index import load_index
 from g3n.stream.lanes import eval_batches
 from g3n.tasks.base import randn_like_samples
@@ -38,7 +38,7 @@ def evaluate_forecasting(
     rows: list[dict[str, Any]] = []
     picture: tuple[float, list[tuple[str, Any]]] = (-1.0, [])
     space = generator.space
-    with Progress(transient=True) as progress:
+    with progress_bar() as progress:
         bar = progress.add_task("forecast", total=None)
         for b in eval_batches(index, None, "pair", split, batch, rank=0, world=1, seed=0):
             elapsed = b.tensors["elapsed_years"]

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import Progress
 
 from g3n.config import G3nError
 from g3n.evaluate.anatomy import measure
@@ -15,6 +14,7 @@ from g3n.evaluate.montage import write_montage
 from g3n.evaluate.report import means, print_means, write_csv, write_json
 from g3n.flow import Sampler
 from g3n.generate import Generator, sample
+from g3n.meters import progress_bar
 
 COLUMNS = ("ventricle_ml", "brain_ml")
 
@@ -42,7 +42,7 @@ def evaluate_generation(
     seeds = [seed + i for _ in ages for i in range(count)]
     rows: list[dict[str, Any]] = []
     pictures: dict[float, np.ndarray] = {}
-    with Progress(transient=True) as progress:
+    with progress_bar() as progress:
         bar = progress.add_task("generate", total=len(conditions))
         volumes = sample(generator, conditions, seeds, steps, guidance, sampler, batch)
         for condition, s, volume in zip(conditions, seeds, volumes, strict=True):

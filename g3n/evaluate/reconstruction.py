@@ -14,6 +14,7 @@ from g3n.evaluate import metrics
 from g3n.evaluate.montage import write_montage
 from g3n.evaluate.report import means, means_by, print_means, write_csv, write_json
 from g3n.latent import LatentSpace, normalize
+from g3n.meters import progress_bar
 from g3n.stream.index import ShardIndex, load_index
 from g3n.stream.lanes import eval_batches
 
@@ -54,7 +55,7 @@ def evaluate_reconstruction(
         )
     rows: list[dict[str, Any]] = []
     pictures: dict[str, tuple[Tensor, Tensor]] = {}
-    with Progress(transient=True) as progress:
+    with progress_bar() as progress:
         mean = mean_volume(index, batch, progress, where)
         bar = progress.add_task(f"reconstruct {split}", total=sum(len(s.samples) for s in index.shards(split)))
         for b in eval_batches(index, None, "volume", split, batch, rank=0, world=1, seed=0):
