@@ -10,6 +10,7 @@ import shutil
 import psutil
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from g3n import ops
@@ -58,5 +59,5 @@ def report(console: Console | None = None) -> None:
     """Print the facts as a table."""
     table = Table("part", "found", "so", title="g3n doctor", title_justify="left")
     for row in facts():
-        table.add_row(*row)
+        table.add_row(*map(escape, row))  # [xformers] is no style
     (console or Console()).print(table)

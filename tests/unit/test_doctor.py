@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 import torch
+from rich.console import Console
 
 from g3n import ops
-from g3n.doctor import facts
+from g3n.doctor import facts, report
 
 
 def test_facts() -> None:
@@ -39,3 +42,10 @@ def test_a_backend_that_cannot_run_is_an_error(monkeypatch: pytest.MonkeyPatch) 
         with pytest.raises(RuntimeError, match="G3N_ATTENTION=xformers cannot be done"):
             ops.attention_backend()
         assert why_not
+
+
+def test_the_table_shows_brackets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "attention_backends", lambda: {"sdpa": "", "xformers": "pip install 'g3n[xformers]'"})
+    console = Console(record=True, width=200, file=io.StringIO())
+    report(console)
+    assert "pip install 'g3n[xformers]'" in console.export_text()
