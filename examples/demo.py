@@ -11,6 +11,7 @@ import csv
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -92,14 +93,29 @@ def run(stage: Stage, number: str, environment: dict[str, str]) -> None:
     if marker.is_file() and json.loads(marker.read_text())["command"] == stage.command:
         print(f"[{number}] {stage.name}: done before", flush=True)
         return
-    print(f"\n[{number}] {stage.name}\n$ {stage.command}", flush=True)
+    command = stage.command
+    if command.startswith("deepspeed") and not port_is_free(29500):
+        command = command.replace("deepspeed", f"deepspeed --master_port {free_port()}", 1)
+    print(f"\n[{number}] {stage.name}\n$ {command}", flush=True)
     start = time.monotonic()
-    code = subprocess.run(stage.command.split(), env=environment).returncode
+    code = subprocess.run(command.split(), env=environment).returncode
     if code:
         print(f"\n'{stage.name}' ended with exit code {code}; run the demo again to go on from here", file=sys.stderr)
         sys.exit(code if code > 0 else 1)
     marker.parent.mkdir(parents=True, exist_ok=True)
     marker.write_text(json.dumps({"command": stage.command, "seconds": round(time.monotonic() - start, 1)}))
+
+
+def port_is_free(port: int) -> bool:
+    """Whether ranks can meet there: another training on this machine may hold DeepSpeed's default."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def pick_baseline(manifest: Path) -> tuple[dict[str, str], float]:

@@ -71,11 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     from g3n.engine import distributed
 
-    ranks = distributed.start()
     try:
+        ranks = distributed.start()
         return train(config, task, index, ranks, args.resume)
     except G3nError as error:
-        print(f"error: {f'[rank {ranks.rank}] ' if ranks.world > 1 else ''}{error}", file=sys.stderr)
+        who = f"[rank {os.environ['RANK']}] " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
+        print(f"error: {who}{error}", file=sys.stderr)
         return 2
     finally:
         distributed.stop()

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from g3n.config import G3nError
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -29,7 +31,8 @@ class Ranks:
 def start() -> Ranks:
     """Join the process group that ``deepspeed`` or ``torchrun`` announced, or make one of a single process.
 
-    NCCL on GPUs, gloo on CPUs. On CPUs the cores are shared out among the node's ranks.
+    NCCL on GPUs, gloo on CPUs. On CPUs the cores are shared out among the node's ranks. Raises G3nError where the ranks'
+    meeting port is taken.
     """
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's calls, not ours
     import deepspeed
@@ -50,9 +53,17 @@ def start() -> Ranks:
         local_world = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1")
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, _cores() // local_world))
-    deepspeed.init_distributed(
-        dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=datetime.timedelta(minutes=30)
-    )
+    try:
+        deepspeed.init_distributed(
+            dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=datetime.timedelta(minutes=30)
+        )
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        port = os.environ.get("MASTER_PORT")
+        raise G3nError(
+            f"port {port} is taken, perhaps by another training on this machine; give deepspeed --master_port another"
+        ) from error
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -186,3 +188,18 @@ def test_a_loss_that_is_not_finite_stops_every_rank_and_names_rank_and_samples(c
     text = done.stdout + done.stderr
     assert "not finite at step" in text
     assert f"rank {ranks - 1}: sub-0" in text
+
+
+def test_a_meeting_port_that_is_taken_is_named(tmp_path: Path) -> None:
+    nano.shards(tmp_path / "shards")
+    config = nano.configs(tmp_path)["mae"]
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        line = [sys.executable, "g3n/train.py", "--config", str(config)]
+        done = subprocess.run(line, cwd=ROOT, env={**environment(), **alone}, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"error: port {port} is taken, perhaps by another training" in done.stderr
+    assert "Traceback" not in done.stderr
