@@ -27,6 +27,7 @@ class DecoderTaskConfig:
     net: TokenizerConfig = field(default_factory=TokenizerConfig)
     projection: Literal["regression", "random"] = "regression"
     init_volumes: int = 32  # training volumes that set P and the decoder's input scale before step 0
+    kind: Literal["l1", "l2"] = "l1"  # of the voxel loss; l2 is what PSNR measures
     mask_weight: float = 0.1  # weight of the brain-mask loss; only with net.mask_head
 
     def __post_init__(self) -> None:
@@ -45,7 +46,7 @@ class Regression:
 
 
 class DecoderTask:
-    """Voxel L1 through 32 channels a token."""
+    """Voxel loss through 32 channels a token."""
 
     Config = DecoderTaskConfig
     name = "decoder"
@@ -116,8 +117,9 @@ class DecoderTask:
         return model(features), normalize(volume, mean, rstd)
 
     def _losses(self, output: Tensor, target_BXYZ: Tensor) -> tuple[Tensor, Tensor]:
-        """Per-sample (voxel L1, mask loss), each [B]. With a mask head, L1 counts brain voxels only."""
-        error = (output[:, 0].float() - target_BXYZ).abs()
+        """Per-sample (voxel loss, mask loss), each [B]. With a mask head, brain voxels alone count in the first."""
+        error = output[:, 0].float() - target_BXYZ
+        error = error.abs() if self.config.kind == "l1" else error.square()
         if not self.config.net.mask_head:
             return error.mean(dim=(1, 2, 3)), error.new_zeros(len(error))
         brain = (target_BXYZ != 0).float()
