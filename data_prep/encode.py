@@ -25,7 +25,7 @@ from data_prep.shards import (
     write_shard,
 )
 from g3n.config import G3nError
-from g3n.latent import LatentSpace
+from g3n.latent import LatentSpace, pick_device
 from g3n.meters import progress_bar
 from g3n.stream.decode import Damage, Volume, read_latent_sample, read_volume_sample
 from g3n.stream.index import Sample, Shard, ShardIndex, load_index, parse_index
@@ -46,7 +46,7 @@ def encode(tokenizer: str, shards: str, output: Path, device: str | None, batch:
     """
     if batch < 1:
         raise G3nError(f"batch is {batch}; give at least 1")
-    where = _device(device)
+    where = pick_device(device)
     space = LatentSpace.open(tokenizer, device=where)
     index = load_index(shards)
     if index.kind != "volume" or index.fingerprint != space.volumes_fingerprint:
@@ -71,15 +71,6 @@ def encode(tokenizer: str, shards: str, output: Path, device: str | None, batch:
     splits = _write_shards(index, space, output, where, batch)
     _write_statistics(header, splits, output)
     write_index(output, header, splits, plan)
-
-
-def _device(name: str | None) -> torch.device:
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise G3nError(f"device '{name}' cannot be used: {str(error).splitlines()[0]}; give cpu or cuda") from error
-    return device
 
 
 def _write_shards(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from g3n.config import G3nError, build
 from g3n.flow import Sampler, guided, integrate
-from g3n.latent import LatentSpace, freeze
+from g3n.latent import LatentSpace, freeze, pick_device
 from g3n.models.conditioning import VariableSet
 from g3n.models.dit import DiT
 from g3n.models.pretrained import Run, load_weights, open_run
@@ -51,7 +51,7 @@ def open_forecaster(run_path: str | Path, device: str | None = None) -> Generato
 
 
 def _open(run: Run, config: DiTTaskConfig, model: DiT, noise: float, device: str | None) -> Generator:
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = pick_device(device)
     load_weights(model, run.weights, source=str(run.path))
     space = LatentSpace.open(config.tokenizer, {"mean": model.latent_mean, "scale": model.latent_scale}, where)
     if space.tokenizer_fingerprint != run.artifact["tokenizer"]:

@@ -35,6 +35,16 @@ def freeze(module: Any) -> Any:
     return module.eval().requires_grad_(False)
 
 
+def pick_device(name: str | None) -> torch.device:
+    """The device called ``name``; None is the GPU where there is one. Raises G3nError where it cannot be used."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise G3nError(f"device '{name}' cannot be used: {str(error).splitlines()[0]}; give cpu or cuda") from error
+    return device
+
+
 class LatentSpace(nn.Module):
     """Volumes <-> standardized latents [B, N, C].
 

@@ -13,7 +13,7 @@ from g3n.config import G3nError
 from g3n.evaluate import metrics
 from g3n.evaluate.montage import write_montage
 from g3n.evaluate.report import means, means_by, print_means, write_csv, write_json
-from g3n.latent import LatentSpace, normalize
+from g3n.latent import LatentSpace, normalize, pick_device
 from g3n.meters import progress_bar
 from g3n.stream.index import ShardIndex, load_index
 from g3n.stream.lanes import eval_batches
@@ -45,7 +45,7 @@ def evaluate_reconstruction(
     PSNR and MAE count each target's brain voxels (z-scores), SSIM the whole volume; ``psnr_gain_db`` is PSNR above that of
     the train split's mean volume, averaged over volumes. Raises G3nError for shards other than the run's.
     """
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = pick_device(device)
     space = LatentSpace.open(run, device=where)
     index = load_index(shards)
     if index.kind != "volume" or index.fingerprint != space.volumes_fingerprint:

@@ -139,6 +139,7 @@ def test_evaluations(work: Path) -> None:
             "error: unknown variable 'agee'; did you mean 'age_years'?",
         ),
         (["sample", "--run", "{0}/mae"], "error: '{0}/mae' is a checkpoint of task 'mae', expected task 'dit'"),
+        (["sample", "--run", "{0}/dit", "--device", "gpu7"], "error: device 'gpu7' cannot be used"),
         (["sample", "--run", "{0}/nothing"], "error: '{0}/nothing' holds no finished checkpoint"),
         (
             ["forecast", "--run", "{0}/forecast", "--baseline", "{0}/cut.nii.gz", "--age", "50", "--target-age", "51"],
