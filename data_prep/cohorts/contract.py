@@ -31,6 +31,7 @@ class Image:
     space: str = "native"  # one of schema.SPACES: the state in which the file arrives
     mask: str | None = None  # a brain mask on the image's grid, relative to root
     person: str | None = None  # who this is in every cohort, where cohorts share people
+    values: Mapping[str, str | float] = field(default_factory=dict)  # what the path alone tells; tables come before it
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,10 @@ _FIELD_T = {"Guys": 1.5, "IOP": 1.5, "HH": 3.0}  # the table has none
 
 
 def discover(root: Path) -> list[Image]:
-    return [Image(path, m["sub"], m["mod"], site=m["site"]) for path, m in files(root, _FILE)]
+    return [
+        Image(path, m["sub"], m["mod"], site=m["site"], values={"field_strength_t": _FIELD_T[m["site"]]})
+        for path, m in files(root, _FILE)
+    ]
 
 
 def phenotypes(root: Path, harmonise: Harmonise) -> list[Row]:
@@ -29,7 +32,7 @@ def phenotypes(root: Path, harmonise: Harmonise) -> list[Row]:
             "diagnosis_source": "cohort_default",
         }
         rows.append(Row(f"{int(float(row['IXI_ID'])):03d}", values))
-    return rows + [Row(image.subject, {"field_strength_t": _FIELD_T[image.site or ""]}) for image in discover(root)]
+    return rows
 
 
 COHORT = Cohort("ixi", "open", discover, phenotypes, min_match=0.97, female_share=0.55)

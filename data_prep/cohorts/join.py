@@ -81,6 +81,7 @@ def _join_one(cohort: Cohort, image: Image, rows: Sequence[Row], report: Report)
     if image.site and values.get("site") is None:
         values["site"] = image.site
     plain = {name: value for name, value in values.items() if not isinstance(value, datetime.date)}
+    plain = {**image.values, **plain}
     own = f"{image.site}:{image.subject}" if cohort.ids_unique_within == "site" else image.subject
     group = f"{cohort.name}:family:{family}" if family else image.person or f"{cohort.name}:{own}"
     return Joined(image, clean(plain, who, report.notes), group, delay, bool(rows))
@@ -103,7 +104,7 @@ def _nearest(image: Image, rows: Sequence[Row]) -> tuple[list[Row], int | None]:
 
 def _check_sexes(cohort: Cohort, joined: Sequence[Joined], report: Report) -> None:
     sexes = {j.group + (j.image.site or ""): (j.image.site, j.values["sex"]) for j in joined if "sex" in j.values}
-    checks = [(None, cohort.female_share)] if cohort.female_share is not None else []
+    checks: list[tuple[str | None, float]] = [(None, cohort.female_share)] if cohort.female_share is not None else []
     checks += list(cohort.site_female_share.items())
     for site, expected in checks:
         here = [sex for where, sex in sexes.values() if site is None or (where or "").lower() == site.lower()]
