@@ -6,10 +6,13 @@ import csv
 import dataclasses
 import json
 import math
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_prep.schema import LICENSES, PHENOTYPES, SPACES, VALUES, Number, valid
 from data_prep.shards import write_text
 from g3n.config import G3nError
 
@@ -32,6 +35,27 @@ class Scan:
     field_strength_t: float | None
     days_from_baseline: float | None
     split: str
+    run: int = 1  # of several images of one session and modality
+    group: str | None = (
+        None  # subjects of one group (a family, a person in two cohorts) share a split; None: the subject
+    )
+    license: str = "unknown"  # open, nc, dua or unknown
+    space: str | None = None  # state of the file as it arrives (schema.SPACES); None: preprocess finds out
+    axes: str | None = None  # "2,0,1": transpose of the voxels where the header is known to be wrong
+    spacing_mm: str | None = None  # "1,1,1.25": true spacing after ``axes``
+    mask: str | None = None  # brain mask on the scan's grid, relative to the root
+    flag: str | None = None  # what preprocess found doubtful; pack refuses it unless told otherwise
+    phenotypes: Mapping[str, str | float] = field(default_factory=dict)  # of schema.PHENOTYPES
+
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        """What identifies a scan."""
+        return self.subject, self.session, self.modality, self.run
+
+    @property
+    def person(self) -> str:
+        """Who must not be in two splits."""
+        return self.group or self.subject
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -46,7 +70,8 @@ class Manifest:
     scans: tuple[Scan, ...]
 
 
-COLUMNS = tuple(f.name for f in dataclasses.fields(Scan))
+COLUMNS = tuple(f.name for f in dataclasses.fields(Scan) if f.name != "phenotypes")
+_OPTIONAL = COLUMNS[COLUMNS.index("run") :]
 _NUMBERS = ("age_years", "field_strength_t", "days_from_baseline")
 _NEEDED = ("subject", "session", "modality", "path", "split")
 
@@ -54,8 +79,11 @@ _NEEDED = ("subject", "session", "modality", "path", "split")
 def write_manifest(path: Path, root: Path, scans: list[Scan], about: dict[str, Any]) -> None:
     """Write manifest.tsv and, beside it, <name>.json with the root and ``about``."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = ["\t".join(COLUMNS)]
-    lines += ["\t".join(_text(getattr(scan, name)) for name in COLUMNS) for scan in scans]
+    extra = [name for name in PHENOTYPES if any(name in scan.phenotypes for scan in scans)]
+    lines = ["\t".join([*COLUMNS, *extra])]
+    for scan in scans:
+        cells = [_text(getattr(scan, name)) for name in COLUMNS]
+        lines.append("\t".join(cells + [_text(scan.phenotypes.get(name)) for name in extra]))
     write_text(path.with_suffix(".json"), json.dumps({"root": str(root.resolve()), **about}, indent=1) + "\n")
     write_text(path, "\n".join(lines) + "\n")
 
@@ -73,14 +101,14 @@ def read_manifest(path: Path) -> Manifest:
     scans = tuple(_scan(path, line, row) for line, row in enumerate(rows, 2))
     if not scans:
         raise G3nError(f"manifest '{path}' has no scans")
-    seen: dict[tuple[str, str, str], int] = {}
+    seen: dict[tuple[str, str, str, int], int] = {}
     split_of: dict[str, str] = {}
     for line, scan in enumerate(scans, 2):
-        first = seen.setdefault((scan.subject, scan.session, scan.modality), line)
+        first = seen.setdefault(scan.key, line)
         if first != line:
             raise G3nError(f"manifest '{path}' lines {first} and {line} are the same scan; keep one")
-        if split_of.setdefault(scan.subject, scan.split) != scan.split:
-            raise G3nError(f"manifest '{path}' line {line}: subject '{scan.subject}' is in two splits; keep it in one")
+        if split_of.setdefault(scan.person, scan.split) != scan.split:
+            raise G3nError(f"manifest '{path}' line {line}: subject '{scan.person}' is in two splits; keep it in one")
     return Manifest(root, scans)
 
 
@@ -96,33 +124,68 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 
 def _scan(path: Path, line: int, row: dict[str, str]) -> Scan:
-    missing = [name for name in COLUMNS if name not in row]
+    where = f"manifest '{path}' line {line}"
+    missing = [name for name in COLUMNS if name not in row and name not in _OPTIONAL]
     if missing:
-        raise G3nError(
-            f"manifest '{path}' line {line} lacks {', '.join(missing)}; expected columns {', '.join(COLUMNS)}"
-        )
-    values: dict[str, Any] = {name: None if row[name] in ("", "n/a") else row[name] for name in COLUMNS}
+        raise G3nError(f"{where} lacks {', '.join(missing)}; expected columns {', '.join(COLUMNS)}")
+    values: dict[str, Any] = {name: None if row.get(name, "") in ("", "n/a") else row[name] for name in COLUMNS}
     for name in _NUMBERS:
-        try:
-            values[name] = None if values[name] is None else float(values[name])
-        except ValueError:
-            values[name] = math.nan
-        if values[name] is not None and not math.isfinite(values[name]):
-            raise G3nError(f"manifest '{path}' line {line}: {name} is '{row[name]}'; expected a number or n/a")
+        values[name] = _number(values[name], f"{where}: {name}")
     for name in _NEEDED:
         if values[name] is None:
-            raise G3nError(f"manifest '{path}' line {line}: {name} is missing")
-    for name, known in (("modality", MODALITIES), ("split", SPLITS)):
+            raise G3nError(f"{where}: {name} is missing")
+    values["license"] = values["license"] or "unknown"
+    known_levels = {"modality": MODALITIES, "split": SPLITS, "license": LICENSES, "space": (None, *SPACES)}
+    for name, known in known_levels.items():
         if values[name] not in known:
-            raise G3nError(f"manifest '{path}' line {line}: {name} is '{values[name]}'; known: {', '.join(known)}")
-    if Path(values["path"]).is_absolute() or ".." in Path(values["path"]).parts:
-        raise G3nError(f"manifest '{path}' line {line}: path '{values['path']}' leaves the root; keep it relative")
+            raise G3nError(f"{where}: {name} is '{values[name]}'; known: {', '.join(str(k) for k in known)}")
+    if not (values["run"] or "1").isdigit() or not 1 <= int(values["run"] or 1) <= 999:
+        raise G3nError(f"{where}: run is '{values['run']}'; expected a number from 1 to 999")
+    values["run"] = int(values["run"] or 1)
+    for name in ("path", "mask"):
+        if values[name] and (Path(values[name]).is_absolute() or ".." in Path(values[name]).parts):
+            raise G3nError(f"{where}: {name} '{values[name]}' leaves the root; keep it relative")
     for name in ("subject", "session"):
-        if not values[name].isalnum():
-            raise G3nError(
-                f"manifest '{path}' line {line}: {name} '{values[name]}' must be letters and digits, as in BIDS"
-            )
-    return Scan(**values)
+        if not (values[name].isalnum() and values[name].isascii() and len(values[name]) <= 64):
+            raise G3nError(f"{where}: {name} '{values[name]}' must be at most 64 letters and digits, as in BIDS")
+    for name, form in (("axes", "three different of 0, 1, 2"), ("spacing_mm", "three numbers above 0")):
+        if values[name] is not None and not _three(name, values[name]):
+            raise G3nError(f"{where}: {name} is '{values[name]}'; expected {form}")
+    return Scan(**values, phenotypes=_phenotypes(row, where))
+
+
+def _three(name: str, text: str) -> bool:
+    if name == "axes":
+        return sorted(text.split(",")) == ["0", "1", "2"]
+    return re.fullmatch(r"(\d{1,2}(\.\d{1,6})?,){2}\d{1,2}(\.\d{1,6})?", text) is not None and "0" not in text.split(
+        ","
+    )
+
+
+def _phenotypes(row: Mapping[str, str], where: str) -> dict[str, str | float]:
+    found: dict[str, str | float] = {}
+    for name in PHENOTYPES:
+        if row.get(name, "") in ("", "n/a"):
+            continue
+        numeric = isinstance(VALUES[name], Number)
+        value = _number(row[name], f"{where}: {name}") if numeric else row[name]
+        assert value is not None
+        if not valid(name, value):
+            raise G3nError(f"{where}: {name} is '{row[name][:60]}', which data_prep/schema.py does not allow")
+        found[name] = value
+    return found
+
+
+def _number(text: str | None, what: str) -> float | None:
+    if text is None:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise G3nError(f"{what} is '{text}'; expected a number or n/a")
+    return value
 
 
 def _text(value: Any) -> str:
