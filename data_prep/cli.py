@@ -29,6 +29,11 @@ class Align(StrEnum):
     AFFINE = "affine"
 
 
+class Mode(StrEnum):
+    CLEAN = "clean"
+    PAPER = "paper"
+
+
 class Strip(StrEnum):
     NONE = "none"
     DEEPBET = "deepbet"
@@ -60,22 +65,35 @@ def phantom(
 
 @app.command()
 def scan(
-    bids: Annotated[Path, typer.Argument(help="BIDS folder: sub-*/[ses-*/]anat/*.nii.gz and participants.tsv.")],
+    root: Annotated[Path, typer.Argument(help="BIDS folder (raw or derivatives), or the folder of a known cohort.")],
     output: Annotated[Path, typer.Option(help="The table to write; manifest.json goes beside it.")],
     seed: Annotated[int, typer.Option(help="Decides which subject is in which split.")] = 0,
     val: Annotated[float, typer.Option(min=0, max=1, help="Share of subjects for validation.")] = 0.15,
     test: Annotated[float, typer.Option(min=0, max=1, help="Share of subjects for the final test.")] = 0.15,
+    cohort: Annotated[
+        str,
+        typer.Option(
+            help="bids, or a cohort whose layout and tables are known: adni, ppmi, ixi, ... (data_prep/cohorts)."
+        ),
+    ] = "bids",
+    harmonise: Annotated[
+        Mode, typer.Option(help="clean: labels as true at the scan; paper: as in the published harmonisation.")
+    ] = Mode.CLEAN,
 ) -> None:
-    """List the scans of a BIDS folder with their variables and a split by subject.
+    """List the scans of a BIDS folder or a known cohort with their variables and a split by subject.
 
     Reads T1w, contrast T1w (`ce-*`), T2w and FLAIR, age, sex, diagnosis and cohort from participants.tsv and
     sessions.tsv, field strength from the sidecars. What it leaves out is reported and listed in manifest.json.
 
     Example: `python -m data_prep scan my_bids --output work/manifest.tsv`
     """
+    from data_prep.cohort_scan import scan_cohort
     from data_prep.scan import scan_bids
 
-    report = scan_bids(bids, output, seed, val, test)
+    if cohort == "bids":
+        report = scan_bids(root, output, seed, val, test)
+    else:
+        report = scan_cohort(root, cohort, output, "paper" if harmonise is Mode.PAPER else "clean", seed, val, test)
     for line in report:
         out.print(line, soft_wrap=True, highlight=False, markup=False)
 

@@ -73,6 +73,7 @@ def scan_bids(root: Path, output: Path, seed: int, val: float, test: float) -> l
     notes: list[str] = []
     people = _participants(root, notes)
     split_of = split_subjects(sorted({f.subject for f in found}), seed, val, test)
+    license_tag = _license(root)
     by_subject: dict[str, list[Found]] = defaultdict(list)
     for image in found:
         by_subject[image.subject].append(image)
@@ -80,13 +81,27 @@ def scan_bids(root: Path, output: Path, seed: int, val: float, test: float) -> l
     scans = [
         scan
         for subject, images in sorted(by_subject.items())
-        for scan in _scans(root, images, people.get(subject, {}), sessions.get(subject, {}), split_of[subject], notes)
+        for scan in _scans(
+            root, images, people.get(subject, {}), sessions.get(subject, {}), split_of[subject], license_tag, notes
+        )
     ]
     notes += [f"participants.tsv: '{p}' has no scan here" for p in sorted(set(people) - set(by_subject))]
     notes += [f"participants.tsv has no row for '{s}'" for s in sorted(set(by_subject) - set(people)) if people]
     about = {"seed": seed, "shares": {"train": 1 - val - test, "val": val, "test": test}}
     write_manifest(output, root, scans, {**about, "skipped": skipped, "notes": notes})
-    return _report(scans, skipped, notes, output)
+    return report_lines(scans, skipped, notes, output)
+
+
+def _license(root: Path) -> str:
+    """open, nc or unknown by the License of dataset_description.json."""
+    try:
+        text = str(json.loads((root / "dataset_description.json").read_text(encoding="utf-8")).get("License", ""))
+    except (OSError, ValueError, AttributeError):
+        return "unknown"
+    plain = re.sub(r"[^a-z0-9]", "", text.lower())
+    if "nc" in plain.removeprefix("cc").removeprefix("by")[:2] or "noncommercial" in plain:
+        return "nc"
+    return "open" if plain.startswith(("cc0", "ccby", "pddl", "pd", "publicdomain")) else "unknown"
 
 
 def find_scans(root: Path, skipped: dict[str, str]) -> list[Found]:
@@ -179,6 +194,7 @@ def _scans(
     person: Mapping[str, str],
     sessions: Mapping[str, Mapping[str, str]],
     split: str,
+    license_tag: str,
     notes: list[str],
 ) -> list[Scan]:
     """The rows of one subject, in time order."""
@@ -208,6 +224,8 @@ def _scans(
                 field_strength_t=_sidecar_field(root / image.path, notes) or field,
                 days_from_baseline=day,
                 split=split,
+                license=license_tag,
+                space="mni" if "_space-MNI" in image.path.name else None,
             )
         )
     order = {label: i for i, label in enumerate(labels)}
@@ -278,7 +296,8 @@ def _label(text: str, prefix: str) -> str:
     return text.removeprefix(prefix)
 
 
-def _report(scans: Sequence[Scan], skipped: Mapping[str, str], notes: Sequence[str], output: Path) -> list[str]:
+def report_lines(scans: Sequence[Scan], skipped: Mapping[str, str], notes: Sequence[str], output: Path) -> list[str]:
+    """What a scan command prints: counts, what is missing, what was left out."""
     subjects = {s: {x.subject for x in scans if x.split == s} for s in SPLITS}
     counts = Counter(scan.modality for scan in scans)
     lines = [

@@ -58,6 +58,7 @@ VALUES: dict[str, Number | Levels | None] = {
     "resection": ("GTR", "STR", "biopsy"),
     "kps": Number(0, 100),
     "commercial_use": ("yes", "no"),
+    "score_delay_days": Number(0, 180),  # largest distance of a joined value's visit from the scan
 }
 """Name -> range, levels, or None for a short plain name. A value outside is dropped and noted, never passed on."""
 

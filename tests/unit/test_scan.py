@@ -185,9 +185,9 @@ def test_bad_manifests_are_named_by_line(bids: Path) -> None:
         path.write_text(text.replace(old, new, 1))
         with pytest.raises(G3nError, match=words):
             read_manifest(path)
-    path.write_text(text.replace(text.splitlines()[1], text.splitlines()[1].rsplit("\t", 1)[0] + "\tval", 1))
-    if text.splitlines()[1].endswith("val"):
-        path.write_text(text.replace(text.splitlines()[1], text.splitlines()[1].rsplit("\t", 1)[0] + "\ttest", 1))
+    first = text.splitlines()[1]
+    split = next(word for word in ("train", "val", "test") if f"\t{word}\t" in first)
+    path.write_text(text.replace(first, first.replace(f"\t{split}\t", "\ttest\t" if split == "val" else "\tval\t"), 1))
     with pytest.raises(G3nError, match="two splits"):
         read_manifest(path)
 
