@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from data_prep.quality import FLAGS
 from g3n.config import G3nError
 
 app = typer.Typer(
@@ -37,6 +39,18 @@ class Mode(StrEnum):
 class Strip(StrEnum):
     NONE = "none"
     DEEPBET = "deepbet"
+    ROBEX = "robex"
+    COMMAND = "command"
+
+
+class Bias(StrEnum):
+    NONE = "none"
+    N4 = "n4"
+
+
+class AtlasName(StrEnum):
+    ICBM152 = "icbm152"
+    SRI24 = "sri24"
 
 
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes; default: all processors.")]
@@ -103,33 +117,58 @@ def preprocess(
     manifest: Annotated[Path, typer.Argument(help="manifest.tsv of scan.")],
     output: Annotated[Path, typer.Option(help="Folder for the volumes, their manifest.tsv and failures.tsv.")],
     spacing_mm: Annotated[float, typer.Option(help="Voxel size of the atlas grid.")] = 1.0,
-    shape: Annotated[str, typer.Option(help="Voxels of the grid along L, P, S.")] = "160,192,160",
+    shape: Annotated[str, typer.Option(help="Voxels of the grid along L, P, S.")] = "240,240,155",
     align: Annotated[
         Align,
         typer.Option(
-            help="header: trust the file's affine; center: move the center of mass; affine: register (antspyx)."
+            help="affine: register to the atlas (antspyx); header: trust the file; center: move the center of mass."
         ),
-    ] = Align.HEADER,
-    strip: Annotated[Strip, typer.Option(help="deepbet removes the skull first (12 s a scan on a CPU).")] = Strip.NONE,
+    ] = Align.AFFINE,
+    strip: Annotated[
+        Strip, typer.Option(help="How to remove the skull where it is on; deepbet takes 12 s a scan on a CPU.")
+    ] = Strip.DEEPBET,
+    strip_command: Annotated[
+        str | None, typer.Option(help="For --strip command: 'hd-bet -i {input} -o {output}', for example.")
+    ] = None,
+    bias: Annotated[Bias, typer.Option(help="n4 removes the bias field.")] = Bias.N4,
+    atlas: Annotated[
+        AtlasName, typer.Option(help="icbm152 comes with nilearn; sri24 needs its file. One a dataset.")
+    ] = AtlasName.ICBM152,
+    atlas_file: Annotated[str | None, typer.Option(help="The skull-stripped SRI24 T1.")] = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Secret that hides subject labels; made if missing. Default: subjects.key beside the manifest."
+        ),
+    ] = None,
     workers: Workers = None,
 ) -> None:
-    """Bring every scan onto the atlas grid: LPS axes, background 0, one float32 volume a scan.
+    """Bring every scan onto the atlas grid: skull off, bias removed, registered, LPS axes, background 0.
 
-    Use `header` for scans that are already in MNI or SRI24 space, `affine` for native ones, and `--strip deepbet` unless
-    the skull is already removed. A scan that fails is listed in failures.tsv and does not stop the rest; run again, only
-    what is missing is done. Exit code 1 when every scan failed.
+    A session's scans are registered to its T1 and reach the atlas through it. Scans that come stripped or registered are
+    noticed and keep what they have. Each volume gets a sidecar with its transform and quality numbers; doubtful ones are
+    flagged. Nothing in the output names a subject: who is who stands in subjects.tsv beside the key. A scan that fails is
+    listed in failures.tsv and does not stop the rest; run again, only what is missing is done. Exit code 1 when every
+    scan failed.
 
-    Example: `python -m data_prep preprocess work/manifest.tsv --output work/derivatives --spacing-mm 4 --shape 40,48,40`
+    For scans that lie on the atlas already, or to be quick: `--align header --strip none --bias none`.
+
+    Example: `python -m data_prep preprocess work/manifest.tsv --output work/derivatives`
     """
-    from data_prep.preprocess import Recipe, parse_shape, preprocess_all
+    from data_prep.preprocess import preprocess_all
+    from data_prep.recipe import Recipe, parse_shape
 
-    recipe = Recipe(parse_shape(shape), spacing_mm, align.value, strip.value)
-    outcomes = preprocess_all(manifest, output, recipe, workers)
+    recipe = Recipe(
+        parse_shape(shape), spacing_mm, align.value, strip.value, bias.value, atlas.value, atlas_file, strip_command
+    )
+    outcomes = preprocess_all(manifest, output, recipe, workers, key_file)
     failed = sum(outcome.reason is not None for outcome in outcomes)
-    centered = sum(outcome.align != recipe.align for outcome in outcomes)
     out.print(f"{len(outcomes) - failed} volumes in {output}", soft_wrap=True, highlight=False)
-    if centered:
-        out.print(f"{centered} centered: their header puts the brain over 30 mm off the atlas", soft_wrap=True)
+    routes = Counter(outcome.align for outcome in outcomes if outcome.reason is None)
+    out.print("routes: " + ", ".join(f"{name} {n}" for name, n in sorted(routes.items())), soft_wrap=True)
+    flags = Counter(flag for outcome in outcomes for flag in outcome.flags)
+    for flag, n in sorted(flags.items()):
+        out.print(f"flagged: {n} {flag}, {FLAGS[flag]}", soft_wrap=True, highlight=False)
     if failed:
         out.print(f"{failed} failed: see {output / 'failures.tsv'}", soft_wrap=True)
     if failed == len(outcomes):
@@ -143,25 +182,19 @@ def pack(
     samples_per_shard: Annotated[
         int | None, typer.Option(min=1, help="Default: at most 256, and at least 16 shards a split if subjects allow.")
     ] = None,
-    key_file: Annotated[
-        Path | None,
-        typer.Option(
-            help="Secret that hides subject labels; made if missing. Default: subjects.key beside the manifest."
-        ),
-    ] = None,
     seed: Annotated[int, typer.Option(help="Decides the order of subjects.")] = 0,
     workers: Workers = None,
 ) -> None:
     """Pack preprocessed volumes into shards: tar files of compressed int16 volumes, and index.json.
 
-    Nothing in the shards names a subject: labels become keyed hashes. Keep the key file; the same key and volumes give the
-    same shards byte for byte. Run again after an interruption, it goes on where it stopped.
+    Nothing in the shards names a subject: preprocess made keyed hashes of the labels. The same volumes give the same
+    shards byte for byte. Run again after an interruption, it goes on where it stopped.
 
     Example: `python -m data_prep pack work/derivatives/manifest.tsv --output work/shards`
     """
     from data_prep.pack import pack_all
 
-    index = pack_all(manifest, output, samples_per_shard, key_file, seed, workers)
+    index = pack_all(manifest, output, samples_per_shard, seed, workers)
     parts = [f"{split}: {sum(len(s['samples']) for s in shards)} in {len(shards)}" for split, shards in index.items()]
     out.print(f"samples in shards of {output}: {', '.join(parts)}", soft_wrap=True, highlight=False)
 

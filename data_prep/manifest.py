@@ -77,14 +77,17 @@ _NEEDED = ("subject", "session", "modality", "path", "split")
 
 
 def write_manifest(path: Path, root: Path, scans: list[Scan], about: dict[str, Any]) -> None:
-    """Write manifest.tsv and, beside it, <name>.json with the root and ``about``."""
+    """Write manifest.tsv and, beside it, <name>.json with ``about`` and the root (Path(): the manifest's own folder)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     extra = [name for name in PHENOTYPES if any(name in scan.phenotypes for scan in scans)]
     lines = ["\t".join([*COLUMNS, *extra])]
     for scan in scans:
         cells = [_text(getattr(scan, name)) for name in COLUMNS]
         lines.append("\t".join(cells + [_text(scan.phenotypes.get(name)) for name in extra]))
-    write_text(path.with_suffix(".json"), json.dumps({"root": str(root.resolve()), **about}, indent=1) + "\n")
+    write_text(
+        path.with_suffix(".json"),
+        json.dumps({"root": "." if root == Path() else str(root.resolve()), **about}, indent=1) + "\n",
+    )
     write_text(path, "\n".join(lines) + "\n")
 
 
@@ -94,7 +97,7 @@ def read_manifest(path: Path) -> Manifest:
     if not path.is_file():
         raise G3nError(f"manifest '{path}' does not exist; make one with python -m data_prep scan")
     try:
-        root = Path(json.loads(about.read_text(encoding="utf-8"))["root"])
+        root = path.parent / json.loads(about.read_text(encoding="utf-8"))["root"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise G3nError(f"'{about}' is missing or damaged; it belongs beside '{path.name}': scan again") from error
     rows = read_table(path)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
 import re
-import secrets
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -15,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from data_prep.manifest import MODALITIES, SPLITS, Manifest, Scan, read_manifest
 from data_prep.progress import run_all
@@ -44,7 +42,6 @@ def pack_all(
     manifest_path: Path,
     output: Path,
     samples_per_shard: int | None = None,
-    key_file: Path | None = None,
     seed: int = 0,
     workers: int | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
@@ -55,20 +52,13 @@ def pack_all(
     """
     manifest = read_manifest(manifest_path)
     recipe, grid = _read_recipe(manifest_path)
-    _refuse_labels(manifest.scans)
-    key = read_key(key_file or manifest_path.parent / "subjects.key", output)
-    hashes = {s: hash_label(s, key) for s in sorted({scan.subject for scan in manifest.scans})}
-    if len(set(hashes.values())) < len(hashes):
-        raise G3nError("two subjects have one hash; use another key file")
+    _refuse_names(manifest.scans)
     plan = {
-        split: plan_shards([s for s in manifest.scans if s.split == split], key, seed, samples_per_shard)
-        for split in SPLITS
+        split: plan_shards([s for s in manifest.scans if s.split == split], seed, samples_per_shard) for split in SPLITS
     }
     about = {"pack": VERSION, "level": _LEVEL, "preprocess": recipe["fingerprint"]}
-    stamps = [[hashes[s.subject], s.session, s.modality, *_stamp(manifest, s)] for s in manifest.scans]
-    layout = {
-        split: [[f"{hashes[s.subject]}-{n}-{s.modality}" for s, n in shard] for shard in p] for split, p in plan.items()
-    }
+    stamps = [[s.subject, s.session, s.modality, *_stamp(manifest, s)] for s in manifest.scans]
+    layout = {split: [[f"{s.subject}-{n}-{s.modality}" for s, n in shard] for shard in p] for split, p in plan.items()}
     variables = [[s.variables, s.days_from_baseline] for s in manifest.scans]
     begun = fingerprint_of([about, to_plain(grid), layout, stamps, variables])
     if start(output, begun):
@@ -78,7 +68,7 @@ def pack_all(
     todo = [(split, i) for split in splits for i in range(len(plan[split]))]
     done = {where: finished_shard(output, shard_name(*where)) for where in todo}
     missing = [(scan, n) for where in todo if done[where] is None for scan, n in plan[where[0]][where[1]]]
-    work = partial(_encode_scan, str(manifest.root), grid, hashes)
+    work = partial(_encode_scan, str(manifest.root), grid)
     samples = iter(run_all(work, missing, workers, "pack"))
     for split, i in todo:
         entry = done[split, i] or write_shard(output, shard_name(split, i), _take(samples, len(plan[split][i])))
@@ -89,13 +79,10 @@ def pack_all(
     return splits
 
 
-def plan_shards(
-    scans: Sequence[Scan], key: bytes, seed: int, samples_per_shard: int | None
-) -> list[list[tuple[Scan, int]]]:
+def plan_shards(scans: Sequence[Scan], seed: int, samples_per_shard: int | None) -> list[list[tuple[Scan, int]]]:
     """The scans of each shard of one split, each with its visit's number (from 1).
 
-    Subjects stay whole and come in an order that needs the key to be known (with the seed alone, a list of labels would
-    tell who is where). Without ``samples_per_shard`` there are at least 16 shards if there are as many subjects.
+    Subjects (keyed hashes already) stay whole and come in an order that the seed decides. Without ``samples_per_shard`` there are at least 16 shards if there are as many subjects.
     """
     if not scans:
         return []
@@ -107,7 +94,7 @@ def plan_shards(
     if samples_per_shard is None:
         count = max(count, MIN_SHARDS)
     shards: list[list[tuple[Scan, int]]] = [[] for _ in range(min(count, len(by_subject)))]
-    for subject in sorted(by_subject, key=lambda label: hash_label(f"{seed}:{label}", key)):
+    for subject in sorted(by_subject, key=lambda name: xxhash.xxh3_64_hexdigest(f"{seed}:{name}")):
         min(shards, key=len).extend(_numbered(by_subject[subject]))
     return shards
 
@@ -121,31 +108,6 @@ def _numbered(scans: Sequence[Scan]) -> list[tuple[Scan, int]]:
     order = sorted(days, key=lambda session: (days[session], session))
     rows = [(scan, order.index(scan.session) + 1) for scan in scans]
     return sorted(rows, key=lambda row: (row[1], MODALITIES.index(row[0].modality)))
-
-
-def read_key(path: Path, output: Path) -> bytes:
-    """The secret of the hashes, from ``path``; made there (32 random bytes, mode 0600) if missing.
-
-    Raises G3nError for a key inside the shards' folder or a damaged one.
-    """
-    if path.resolve().is_relative_to(output.resolve()):
-        raise G3nError(f"key file '{path}' lies inside the shards' folder '{output}'; keep it elsewhere")
-    try:
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-                file.write(secrets.token_hex(32) + "\n")
-        text = path.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise G3nError(f"key file '{path}' cannot be used: {error}") from error
-    if not re.fullmatch(r"[0-9a-f]{64}", text):
-        raise G3nError(f"key file '{path}' is damaged; expected 64 hexadecimal digits")
-    return bytes.fromhex(text)
-
-
-def hash_label(label: str, key: bytes) -> str:
-    """Keyed BLAKE2b, 64 bits in hex: without the key neither a guess nor a list of labels finds a subject."""
-    return hashlib.blake2b(label.encode(), digest_size=8, key=key).hexdigest()
 
 
 def quantize(volume: np.ndarray) -> tuple[np.ndarray, float]:
@@ -171,7 +133,7 @@ def levels_of(scans: Sequence[Scan]) -> dict[str, list[Any]]:
     return table
 
 
-def _encode_scan(root: str, grid: Grid, hashes: dict[str, str], numbered: tuple[Scan, int]) -> EncodedSample:
+def _encode_scan(root: str, grid: Grid, numbered: tuple[Scan, int]) -> EncodedSample:
     scan, visit = numbered
     path = Path(root) / scan.path
     volume, affine = read_volume(path)
@@ -192,9 +154,8 @@ def _encode_scan(root: str, grid: Grid, hashes: dict[str, str], numbered: tuple[
         "days_from_baseline": scan.days_from_baseline,
         "variables": scan.variables,
     }
-    subject = hashes[scan.subject]
-    key = f"sub-{subject}_ses-{visit:02d}_{scan.modality}"
-    return encode_sample(PackedSample(key, subject, scan.modality, 1, stored, meta))
+    key = f"sub-{scan.subject}_ses-{visit:02d}_{scan.modality}"
+    return encode_sample(PackedSample(key, scan.subject, scan.modality, 1, stored, meta))
 
 
 def _take(samples: Iterator[EncodedSample], count: int) -> Iterator[EncodedSample]:
@@ -213,13 +174,12 @@ def _read_recipe(manifest_path: Path) -> tuple[dict[str, Any], Grid]:
         raise G3nError(f"'{path}' is damaged; run preprocess again") from error
 
 
-def _refuse_labels(scans: Sequence[Scan]) -> None:
-    """A subject's label must not travel inside a variable. Labels under 4 characters are too common to look for."""
-    labels = {scan.subject.lower() for scan in scans if len(scan.subject) >= 4}
-    for name in ("diagnosis", "cohort"):
-        for value in sorted({str(getattr(scan, name)) for scan in scans}):
-            if found := labels & set(re.split(r"[^a-z0-9]+", value.lower())):
-                raise G3nError(f"{name} '{value}' contains the subject label '{min(found)}'; rename it in the manifest")
+def _refuse_names(scans: Sequence[Scan]) -> None:
+    for scan in scans:
+        if not re.fullmatch(r"[0-9a-f]{16}", scan.subject):
+            raise G3nError(
+                f"subject '{scan.subject}' is not a hash, so it may name someone; give the manifest.tsv that preprocess wrote"
+            )
 
 
 def _stamp(manifest: Manifest, scan: Scan) -> list[int]:

@@ -2,62 +2,28 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import json
+import math
 import os
+import re
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import xxhash
 
+from data_prep.brain import need_tools
+from data_prep.ids import hash_label, read_key
 from data_prep.manifest import Scan, read_manifest, write_manifest
 from data_prep.progress import run_all
-from data_prep.shards import fingerprint_of, write_text
-from g3n.config import G3nError, to_plain
-from g3n.nifti import Grid, atlas_grid, place_on_atlas, read_volume, to_grid, write_volume
-
-VERSION = 1
-_MIN_BRAIN_SHARE = 0.02  # of the grid's voxels
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What determines the result, besides the scan."""
-
-    shape: tuple[int, int, int]
-    spacing_mm: float
-    align: str = "header"  # header, center or affine
-    strip: str = "none"  # none or deepbet
-
-    @property
-    def grid(self) -> Grid:
-        return atlas_grid(self.shape, self.spacing_mm)
-
-    def describe(self) -> dict[str, Any]:
-        """The recipe as it is written beside the volumes; ``fingerprint`` covers all the rest but the versions."""
-        what = {"preprocess": VERSION, "align": self.align, "strip": self.strip, "grid": to_plain(self.grid)}
-        tools = ["g3n", "numpy", "scipy", "nibabel"]
-        tools += ["antspyx"] * (self.align == "affine") + ["deepbet"] * (self.strip == "deepbet")
-        return {**what, "fingerprint": fingerprint_of(what), "versions": {name: _version(name) for name in tools}}
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
-
-
-def parse_shape(text: str) -> tuple[int, int, int]:
-    """'40,48,40' -> (40, 48, 40)."""
-    try:
-        x, y, z = (int(part) for part in text.replace("x", ",").split(","))
-    except ValueError:
-        raise G3nError(f"shape is '{text}'; expected three whole numbers such as 160,192,160") from None
-    return x, y, z
+from data_prep.recipe import KEYS, Recipe
+from data_prep.session import Done, process_session, reason_of
+from data_prep.shards import write_text
+from g3n.config import G3nError
+from g3n.nifti import write_volume
 
 
 @dataclass(frozen=True)
@@ -66,37 +32,117 @@ class Outcome:
 
     align: str
     reason: str | None = None
+    flags: tuple[str, ...] = ()
 
 
-def preprocess_all(manifest_path: Path, output: Path, recipe: Recipe, workers: int | None = None) -> list[Outcome]:
+@dataclass(frozen=True)
+class Visit:
+    """The scans of one session, as they come and as they will be called."""
+
+    raw: tuple[Scan, ...]
+    named: tuple[Scan, ...]
+
+
+def preprocess_all(
+    manifest_path: Path, output: Path, recipe: Recipe, workers: int | None = None, key_file: Path | None = None
+) -> list[Outcome]:
     """Preprocess each scan of a manifest; their outcomes in its order. What an earlier call wrote is kept.
 
-    Writes <output>/sub-*/ses-*/anat/*.nii.gz with a sidecar each, manifest.tsv, recipe.json and failures.tsv. Raises G3nError for a
-    bad manifest, a missing optional package, or an output folder made by another recipe.
+    Subjects become keyed hashes and sessions visit numbers, so nothing below ``output`` names anyone: the key and
+    subjects.tsv, which does, lie beside the manifest. Writes <output>/sub-*/ses-*/anat/*.nii.gz with a sidecar each,
+    manifest.tsv, recipe.json and failures.tsv. Raises G3nError for a bad manifest, a missing optional package, an output
+    folder made by another recipe, or a label that shows in a variable.
     """
-    for package, needed in (("ants", recipe.align == "affine"), ("deepbet", recipe.strip == "deepbet")):
-        if needed and importlib.util.find_spec(package) is None:
-            raise G3nError(f"this needs the package '{package}', which is missing; run pip install 'g3n[prep]'")
+    need_tools(recipe.strip, recipe.bias, recipe.align, recipe.strip_command)
     manifest = read_manifest(manifest_path)
+    refuse_labels(manifest.scans)
     about = recipe.describe()
     _open_output(output, manifest.root, about)
-    work = partial(_preprocess_one, str(manifest.root), str(output), recipe, about)
-    outcomes = list(run_all(work, manifest.scans, workers, "preprocess"))
-    done, failures = [], ["path\treason"]
-    for scan, outcome in zip(manifest.scans, outcomes, strict=True):
+    key_path = key_file or manifest_path.parent / "subjects.key"
+    named = pseudonymize(manifest.scans, read_key(key_path, output))
+    _write_private(key_path.with_suffix(".tsv"), manifest.scans, named)
+    visits = _visits(manifest.scans, named)
+    work = partial(_preprocess_visit, str(manifest.root), str(output), recipe, about)
+    by_scan: dict[tuple[str, str, str, int], Outcome] = {}
+    for visit, outcomes in zip(visits, run_all(work, visits, workers, "preprocess"), strict=True):
+        by_scan.update({scan.key: outcome for scan, outcome in zip(visit.raw, outcomes, strict=True)})
+    outcomes = [by_scan[scan.key] for scan in manifest.scans]
+    done, failures = [], ["subject\tsession\tmodality\trun\treason"]
+    for scan, outcome in zip(named, outcomes, strict=True):
         if outcome.reason is None:
-            done.append(replace(scan, path=volume_path(scan)))
+            done.append(replace(scan, flag=",".join(outcome.flags) or None))
         else:
-            failures.append(f"{scan.path}\t{outcome.reason}")
+            failures.append(f"{scan.subject}\t{scan.session}\t{scan.modality}\t{scan.run}\t{outcome.reason}")
     write_text(output / "failures.tsv", "\n".join(failures) + "\n")
-    write_manifest(output / "manifest.tsv", output, done, {"recipe": about["fingerprint"]})
+    write_manifest(output / "manifest.tsv", Path(), done, {"recipe": about["fingerprint"]})
     return outcomes
 
 
 def volume_path(scan: Scan) -> str:
     """Where a scan's volume lies below the output folder."""
-    stem = f"sub-{scan.subject}_ses-{scan.session}_{scan.modality}"
+    run = "" if scan.run == 1 else f"_run-{scan.run}"
+    stem = f"sub-{scan.subject}_ses-{scan.session}{run}_{scan.modality}"
     return f"sub-{scan.subject}/ses-{scan.session}/anat/{stem}.nii.gz"
+
+
+def pseudonymize(scans: Sequence[Scan], key: bytes) -> list[Scan]:
+    """The scans as the output knows them: hashed subject and group, visit number for session, no path but the new one."""
+    hashes = {s: hash_label(s, key) for s in sorted({scan.subject for scan in scans})}
+    if len(set(hashes.values())) < len(hashes):
+        raise G3nError("two subjects have one hash; use another key file")
+    first_day: dict[str, dict[str, float]] = defaultdict(dict)
+    for scan in scans:
+        day = math.inf if scan.days_from_baseline is None else scan.days_from_baseline
+        days = first_day[scan.subject]
+        days[scan.session] = min(day, days.get(scan.session, math.inf))
+    number = {
+        (subject, session): i
+        for subject, days in first_day.items()
+        for i, session in enumerate(sorted(days, key=lambda s: (days[s], s)), 1)
+    }
+    named = []
+    for scan in scans:
+        new = replace(
+            scan,
+            subject=hashes[scan.subject],
+            session=f"{number[scan.subject, scan.session]:02d}",
+            group=None if scan.group is None else hash_label(scan.group, key),
+            axes=None,
+            spacing_mm=None,
+            mask=None,
+        )
+        named.append(replace(new, path=volume_path(new)))
+    return named
+
+
+def refuse_labels(scans: Sequence[Scan]) -> None:
+    """A subject's label must not travel inside a variable. Labels under 4 characters are too common to look for."""
+    labels = {scan.subject.lower() for scan in scans if len(scan.subject) >= 4}
+    seen: set[tuple[str, str]] = set()
+    for scan in scans:
+        texts = {"diagnosis": scan.diagnosis, "cohort": scan.cohort, **scan.phenotypes}
+        seen |= {(name, value) for name, value in texts.items() if isinstance(value, str)}
+    for name, value in sorted(seen):
+        if found := labels & set(re.split(r"[^a-z0-9]+", value.lower())):
+            raise G3nError(f"{name} '{value}' contains the subject label '{min(found)}'; rename it in the manifest")
+
+
+def _write_private(path: Path, raw: Sequence[Scan], named: Sequence[Scan]) -> None:
+    """Who is who, beside the key: for looking up a flagged or failed scan, never to be passed on."""
+    lines = ["subject\tsession\tpath\thashed_subject\tvisit"]
+    lines += [f"{r.subject}\t{r.session}\t{r.path}\t{n.subject}\t{n.session}" for r, n in zip(raw, named, strict=True)]
+    part = path.with_name(f".{path.name}.part")
+    part.unlink(missing_ok=True)
+    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write("\n".join(lines) + "\n")
+    os.replace(part, path)
+
+
+def _visits(raw: Sequence[Scan], named: Sequence[Scan]) -> list[Visit]:
+    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for i, scan in enumerate(raw):
+        groups[scan.subject, scan.session].append(i)
+    return [Visit(tuple(raw[i] for i in g), tuple(named[i] for i in g)) for g in groups.values()]
 
 
 def _open_output(output: Path, root: Path, about: dict[str, Any]) -> None:
@@ -110,7 +156,7 @@ def _open_output(output: Path, root: Path, about: dict[str, Any]) -> None:
         except (ValueError, KeyError, TypeError) as error:
             raise G3nError(f"'{mark}' is damaged; give an empty folder") from error
         if not same:
-            keys = [k for k in ("align", "strip", "grid", "preprocess") if found.get(k) != about[k]]
+            keys = [k for k in KEYS if found.get(k) != about[k]]
             raise G3nError(f"'{output}' was made by another recipe ({', '.join(keys)} differ); give an empty folder")
     elif output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise G3nError(f"'{output}' is not an empty folder; give a new one")
@@ -118,111 +164,61 @@ def _open_output(output: Path, root: Path, about: dict[str, Any]) -> None:
     write_text(mark, json.dumps(about, indent=1) + "\n")
 
 
-def _preprocess_one(root: str, output: str, recipe: Recipe, about: dict[str, Any], scan: Scan) -> Outcome:
-    source, target = Path(root) / scan.path, Path(output) / volume_path(scan)
-    sidecar = target.with_name(target.name.removesuffix(".nii.gz") + ".json")
-    try:
-        stamp = _stamp(source)
-        made = {"recipe": about["fingerprint"], "source": stamp, "versions": about["versions"]}
-        if (used := _done(target, sidecar, made)) is not None:
-            return Outcome(used)
-        for stale in (sidecar, target):
+def _preprocess_visit(root: str, output: str, recipe: Recipe, about: dict[str, Any], visit: Visit) -> list[Outcome]:
+    """All scans of a session again, unless every one is done: their transforms depend on each other."""
+    made = [{"recipe": about["fingerprint"], "source": _stamp(Path(root), scan)} for scan in visit.raw]
+    targets = [Path(output) / scan.path for scan in visit.named]
+    found = [_done(target, m) for target, m in zip(targets, made, strict=True)]
+    if all(outcome is not None for outcome in found):
+        return [outcome for outcome in found if outcome is not None]
+    results = process_session(Path(root), list(visit.raw), recipe)
+    outcomes = []
+    for scan, target, m, result, before in zip(visit.raw, targets, made, results, found, strict=True):
+        if before is not None and isinstance(result, Done):
+            outcomes.append(before)
+            continue
+        for stale in (_sidecar(target), target):
             stale.unlink(missing_ok=True)
-        volume, affine = read_volume(source)
-        volume = np.maximum(volume, 0)
-        if not volume.any():
-            raise G3nError(f"'{source}' has no positive voxel; leave out this scan")
-        if recipe.strip == "deepbet":
-            volume = strip_skull(volume, affine)
-        affine, used = align(volume, affine, recipe.align)
-        result = to_grid(volume, affine, recipe.grid)
-        share = float((result > 0).mean())
-        if share < _MIN_BRAIN_SHARE:
-            raise G3nError(f"only {share:.1%} of the atlas grid is covered; is the affine right? try --align center")
-        if result[result > 0].std() == 0:
-            raise G3nError("all voxels have one value")
-        write_volume(target, result, recipe.grid.matrix)
-        text = json.dumps({**made, "align": used, "strip": recipe.strip, "bytes": target.stat().st_size})
-        write_text(sidecar, text + "\n")
-        return Outcome(used)
-    except G3nError as error:
-        return Outcome(recipe.align, " ".join(str(error).split()))
-    except Exception as error:  # a tool's or the disk's own trouble with this scan must not end the other scans
-        return Outcome(recipe.align, " ".join(f"{type(error).__name__}: {error}".split())[:300])
+        if isinstance(result, str):
+            outcomes.append(Outcome(recipe.align, _without_names(result, Path(root), scan)))
+            continue
+        try:
+            write_volume(target, result.volume, recipe.grid.matrix)
+            tree = {**m, "versions": about["versions"], **result.about, "bytes": target.stat().st_size}
+            write_text(_sidecar(target), json.dumps(tree, indent=1) + "\n")
+            outcomes.append(Outcome(result.about["align"], None, tuple(result.about["flags"])))
+        except OSError as error:
+            outcomes.append(Outcome(recipe.align, reason_of(error)))
+    return outcomes
 
 
-def _stamp(path: Path) -> list[int]:
+def _without_names(reason: str, root: Path, scan: Scan) -> str:
+    """failures.tsv lies among the derivatives: it says what is wrong, subjects.tsv beside the key says with which file."""
+    for text in (str(root / scan.path), scan.path, Path(scan.path).name, str(root)):
+        reason = reason.replace(f"'{text}'", "the file").replace(text, "the file")
+    return reason
+
+
+def _sidecar(target: Path) -> Path:
+    return target.with_name(target.name.removesuffix(".nii.gz") + ".json")
+
+
+def _stamp(root: Path, scan: Scan) -> str | None:
+    """Size and time of the source, hashed (a date must not show); None where it cannot be read."""
     try:
-        info = path.stat()
-    except OSError as error:
-        raise G3nError(f"'{path}' cannot be read ({error.strerror}); is the manifest's root right?") from error
-    return [info.st_size, info.st_mtime_ns]
-
-
-def _done(target: Path, sidecar: Path, made: dict[str, Any]) -> str | None:
-    """The alignment used where an earlier call finished this scan by the same recipe, else None."""
-    try:
-        found = json.loads(sidecar.read_text(encoding="utf-8"))
-        same = all(found[key] == made[key] for key in ("recipe", "source"))
-        return str(found["align"]) if same and found["bytes"] == target.stat().st_size else None
-    except (OSError, ValueError, KeyError, TypeError):
+        info = (root / scan.path).stat()
+    except OSError:
         return None
+    return xxhash.xxh3_64_hexdigest(f"{info.st_size} {info.st_mtime_ns} {scan.axes} {scan.spacing_mm} {scan.space}")
 
 
-def align(volume: np.ndarray, affine: np.ndarray, how: str) -> tuple[np.ndarray, str]:
-    """The affine (voxel -> atlas world mm) under which ``volume`` lies on the atlas, and how it was found.
-
-    ``header`` takes the file's affine, unless it puts the brain over 30 mm off (files on the SRI24 grid have their
-    origin in a corner, for example): those are centered.
-    """
-    if how == "affine":
-        return np.linalg.inv(register(volume, affine)) @ affine, how
-    moved = place_on_atlas(volume, affine, always=how == "center")
-    return moved, "header" if moved is affine else "center"
-
-
-def register(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Affine registration to the ICBM152 T1 by antspyx (mutual information): atlas world mm -> scan world mm, [4, 4]."""
-    os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")  # one thread gives the same result each time
-    import ants
-
-    from g3n.templates import read_template
-
-    fixed = _to_ants(*read_template("t1"))
-    fixed = ants.resample_image(fixed, (2.0, 2.0, 2.0), False, 0)
-    moving = _to_ants(volume, affine)
-    result = ants.registration(fixed, moving, "Affine", random_seed=1)
+def _done(target: Path, made: dict[str, Any]) -> Outcome | None:
+    """The outcome where an earlier call finished this scan by the same recipe, else None."""
     try:
-        found = ants.read_transform(result["fwdtransforms"][0])
-    finally:
-        for path in {*result["fwdtransforms"], *result["invtransforms"]}:
-            Path(path).unlink(missing_ok=True)
-    matrix, shift = np.array(found.parameters[:9]).reshape(3, 3), np.array(found.parameters[9:])
-    center = np.array(found.fixed_parameters)
-    lps = np.eye(4)
-    lps[:3, :3], lps[:3, 3] = matrix, shift + center - matrix @ center
-    flip = np.diag([-1.0, -1.0, 1.0, 1.0])
-    return flip @ lps @ flip
-
-
-def _to_ants(volume: np.ndarray, affine: np.ndarray) -> Any:
-    import ants
-
-    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
-    spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    # ITK takes rotations only; a shear of the header stays as the small difference it is.
-    u, _, v = np.linalg.svd(lps[:3, :3] / spacing)
-    return ants.from_numpy(np.asarray(volume, np.float32), lps[:3, 3].tolist(), spacing.tolist(), u @ v)
-
-
-def strip_skull(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """``volume`` with everything but the brain set to 0, by deepbet (doi:10.1016/j.compbiomed.2024.108845)."""
-    import nibabel as nib
-    from deepbet import BrainExtraction
-
-    image = nib.Nifti1Image(volume, affine)
-    _, mask, _ = BrainExtraction(no_gpu=True).run(image)
-    brain = np.asarray(mask.dataobj) > 0
-    if brain.shape != volume.shape or not brain.any():
-        raise G3nError("deepbet found no brain")
-    return np.where(brain, volume, 0)
+        found = json.loads(_sidecar(target).read_text(encoding="utf-8"))
+        same = made["source"] is not None and all(found[key] == made[key] for key in ("recipe", "source"))
+        if same and found["bytes"] == target.stat().st_size:
+            return Outcome(str(found["align"]), None, tuple(found["flags"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return None

@@ -46,11 +46,12 @@ def stages(seed: int, subjects: int, ranks: int) -> list[Stage]:
         Stage("scan", f"{prep} scan {OUT}/bids --output {OUT}/manifest.tsv --val 0.12 --test 0.04 --seed {seed}"),
         Stage(
             "preprocess",
-            f"{prep} preprocess {OUT}/manifest.tsv --output {OUT}/derivatives --spacing-mm 4 --shape 40,48,40",
+            f"{prep} preprocess {OUT}/manifest.tsv --output {OUT}/derivatives --spacing-mm 4 --shape 40,48,40 "
+            "--align header --strip none --bias none",
         ),
         Stage(
             "pack",
-            f"{prep} pack {OUT}/derivatives/manifest.tsv --output {OUT}/shards --key-file {OUT}/subjects.key",
+            f"{prep} pack {OUT}/derivatives/manifest.tsv --output {OUT}/shards",
         ),
         Stage("train mae", train("mae")),
         Stage("train decoder", train("decoder")),

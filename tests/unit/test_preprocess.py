@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from data_prep.manifest import Scan, read_manifest, write_manifest
-from data_prep.preprocess import Recipe, parse_shape, preprocess_all, volume_path
+from data_prep.ids import read_key
+from data_prep.preprocess import preprocess_all, pseudonymize
+from data_prep.recipe import Recipe, parse_shape
 from g3n.config import G3nError
 from g3n.nifti import read_volume
 
@@ -48,6 +50,13 @@ def make_manifest(root: Path, images: dict[str, tuple[np.ndarray, np.ndarray] | 
     return root.parent / "manifest.tsv"
 
 
+def volumes(manifest: Path, output: Path) -> dict[str, Path]:
+    """Where the volume of each subject (by its own label) lies."""
+    scans = read_manifest(manifest).scans
+    named = pseudonymize(scans, read_key(manifest.parent / "subjects.key", output))
+    return {raw.subject: output / new.path for raw, new in zip(scans, named, strict=True)}
+
+
 def spot(path: Path) -> np.ndarray:
     volume, affine = read_volume(path)
     return affine[:3, :3] @ np.argwhere(volume > 200).mean(0) + affine[:3, 3]
@@ -64,22 +73,20 @@ def test_orientation_does_not_matter(tmp_path: Path) -> None:
         image = nib.Nifti1Image(volume, affine).as_reoriented(turn)
         images[axes] = (np.asarray(image.dataobj), image.affine)
     images["fine"] = brain(2.0)
-    outcomes = preprocess_all(make_manifest(tmp_path / "raw", images), tmp_path / "out", RECIPE, workers=1)
+    manifest = make_manifest(tmp_path / "raw", images)
+    outcomes = preprocess_all(manifest, tmp_path / "out", RECIPE, workers=1)
     assert [o.reason for o in outcomes] == [None] * 5
     assert {o.align for o in outcomes} == {"header"}
-    manifest = read_manifest(tmp_path / "out" / "manifest.tsv")
-    results = {s.subject: read_volume(manifest.root / s.path) for s in manifest.scans}
+    paths = volumes(manifest, tmp_path / "out")
+    assert {p.resolve() for p in paths.values()} == {p.resolve() for p in (tmp_path / "out").rglob("*.nii.gz")}
+    results = {name: read_volume(path) for name, path in paths.items()}
     for name, (found, found_affine) in results.items():
         assert found.shape == (20, 24, 20)
         assert nib.aff2axcodes(found_affine) == ("L", "P", "S")
         np.testing.assert_allclose(found_affine, RECIPE.grid.matrix)
         np.testing.assert_allclose(found, results["RAS"][0], atol=1 if name != "fine" else 130)
-        np.testing.assert_allclose(spot(manifest.root / volume_path_of(manifest, name)), CENTER + [-30, 40, 25], atol=4)
+        np.testing.assert_allclose(spot(paths[name]), CENTER + [-30, 40, 25], atol=4)
         assert (found > 0).sum() * 0.512 == pytest.approx((volume > 0).sum() * 0.064, rel=0.05)
-
-
-def volume_path_of(manifest, subject: str) -> str:  # type: ignore[no-untyped-def]
-    return next(s.path for s in manifest.scans if s.subject == subject)
 
 
 def test_a_header_far_off_is_centered(tmp_path: Path) -> None:
@@ -88,12 +95,12 @@ def test_a_header_far_off_is_centered(tmp_path: Path) -> None:
     manifest = make_manifest(tmp_path / "raw", images)
     outcomes = preprocess_all(manifest, tmp_path / "out", RECIPE, workers=1)
     assert [o.align for o in outcomes] == ["center", "header"]
-    far, near = (tmp_path / "out" / volume_path(s) for s in read_manifest(manifest).scans)
+    far, near = volumes(manifest, tmp_path / "out").values()
     np.testing.assert_allclose(spot(far), CENTER + [-30, 40, 25], atol=5)
     np.testing.assert_allclose(spot(near), CENTER + [-30, 52, 25], atol=5)
     assert json.loads(far.with_name(far.name.replace(".nii.gz", ".json")).read_text())["align"] == "center"
     outcomes = preprocess_all(manifest, tmp_path / "c", Recipe((20, 24, 20), 8.0, align="center"), workers=1)
-    near = tmp_path / "c" / volume_path(read_manifest(manifest).scans[1])
+    near = volumes(manifest, tmp_path / "c")["near"]
     np.testing.assert_allclose(spot(near), CENTER + [-30, 40, 25], atol=5)
 
 
@@ -123,7 +130,8 @@ def test_bad_scans_are_listed_and_the_rest_is_done(tmp_path: Path) -> None:
     outcomes = preprocess_all(manifest, tmp_path / "out", RECIPE, workers=2)
     assert sum(o.reason is None for o in outcomes) == 3
     rows = [line.split("\t") for line in (tmp_path / "out" / "failures.tsv").read_text().splitlines()]
-    reasons = {Path(path).parts[0][4:]: reason for path, reason in rows[1:]}
+    label_of = {path.parent.parent.parent.name[4:]: name for name, path in volumes(manifest, tmp_path / "out").items()}
+    reasons = {label_of[row[0]]: row[-1] for row in rows[1:]}
     words = {
         "truncated": "truncated",
         "fourD": "4-D",
@@ -137,8 +145,8 @@ def test_bad_scans_are_listed_and_the_rest_is_done(tmp_path: Path) -> None:
     for name, word in words.items():
         assert any(w in reasons[name] for w in word.split("|")), reasons[name]
     done = read_manifest(tmp_path / "out" / "manifest.tsv").scans
-    assert {s.subject for s in done} == {"good", "squeezed", "negative"}
-    negative, _ = read_volume(tmp_path / "out" / volume_path(done[2]))
+    assert {label_of[s.subject] for s in done} == {"good", "squeezed", "negative"}
+    negative, _ = read_volume(volumes(manifest, tmp_path / "out")["negative"])
     assert negative.min() == 0
     leftovers = [p.name for p in (tmp_path / "out").rglob("*") if p.name.startswith(".")]
     assert not leftovers
@@ -147,7 +155,7 @@ def test_bad_scans_are_listed_and_the_rest_is_done(tmp_path: Path) -> None:
 def test_again_does_only_what_is_missing(tmp_path: Path) -> None:
     manifest = make_manifest(tmp_path / "raw", {"a": brain(8.0), "b": brain(8.0), "c": brain(8.0)})
     preprocess_all(manifest, tmp_path / "out", RECIPE, workers=1)
-    paths = [tmp_path / "out" / volume_path(s) for s in read_manifest(manifest).scans]
+    paths = list(volumes(manifest, tmp_path / "out").values())
     before = [p.stat().st_mtime_ns for p in paths]
     content = [p.read_bytes() for p in paths]
     paths[0].write_bytes(content[0][:100])  # cut off

@@ -1,0 +1,68 @@
+"""What determines a preprocessed volume, besides the scan."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from dataclasses import dataclass
+from typing import Any
+
+from data_prep.atlas import Atlas, load_atlas
+from data_prep.shards import fingerprint_of
+from g3n.config import G3nError, to_plain
+from g3n.nifti import Grid
+
+VERSION = 2
+KEYS = ("preprocess", "align", "strip", "strip_command", "bias", "atlas", "grid")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """``align`` header, center or affine; ``strip`` none, deepbet, robex or command; ``bias`` none or n4."""
+
+    shape: tuple[int, int, int]
+    spacing_mm: float
+    align: str = "header"
+    strip: str = "none"
+    bias: str = "none"
+    atlas_name: str = "icbm152"
+    atlas_file: str | None = None
+    strip_command: str | None = None
+
+    @property
+    def atlas(self) -> Atlas:
+        return load_atlas(self.atlas_name, self.atlas_file)
+
+    @property
+    def grid(self) -> Grid:
+        return self.atlas.grid(self.shape, self.spacing_mm)
+
+    def describe(self) -> dict[str, Any]:
+        """The recipe as it is written beside the volumes; ``fingerprint`` covers all the rest but the versions."""
+        what = {
+            "preprocess": VERSION,
+            "align": self.align,
+            "strip": self.strip,
+            "strip_command": self.strip_command if self.strip == "command" else None,
+            "bias": self.bias,
+            "atlas": {"name": self.atlas.name, "checksum": self.atlas.checksum},
+            "grid": to_plain(self.grid),
+        }
+        tools = ["g3n", "numpy", "scipy", "nibabel", "nilearn"]
+        tools += ["antspyx"] * ("affine" in self.align or self.bias == "n4") + ["deepbet"] * (self.strip == "deepbet")
+        return {**what, "fingerprint": fingerprint_of(what), "versions": {name: _version(name) for name in tools}}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def parse_shape(text: str) -> tuple[int, int, int]:
+    """'40,48,40' -> (40, 48, 40)."""
+    try:
+        x, y, z = (int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        raise G3nError(f"shape is '{text}'; expected three whole numbers such as 160,192,160") from None
+    return x, y, z
