@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import shlex
 import subprocess
 import tempfile
@@ -90,7 +89,6 @@ def _by_command(volume: np.ndarray, affine: np.ndarray, command: str) -> np.ndar
 
 def remove_bias(volume: np.ndarray, affine: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """``volume`` [X, Y, Z] divided by its smooth bias field, estimated within ``mask`` (N4, doi:10.1109/TMI.2010.2046908)."""
-    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"
     import ants
 
     field = ants.n4_bias_field_correction(
