@@ -19,7 +19,7 @@ SRI24_SHAPE = (240, 240, 155)
 ATLASES = ("icbm152", "sri24")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Atlas:
     """``t1`` float32 [X, Y, Z] >= 0 with background 0, ``affine`` [4, 4] to RAS+ mm, ``checksum`` of the voxels."""
 
@@ -34,10 +34,12 @@ class Atlas:
             return Grid(shape, tuple(tuple(float(x) for x in row) for row in self.affine))
         return atlas_grid(shape, spacing_mm)
 
-    def mask(self, grid: Grid) -> np.ndarray:
-        """bool grid.shape: the atlas's brain, ventricles filled."""
-        filled = ndimage.binary_fill_holes(self.t1 > 0).astype(np.float32)
-        return np.asarray(resample(filled, self.affine, grid) >= 0.5)
+
+@lru_cache(maxsize=4)
+def atlas_on(atlas: Atlas, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """The atlas's T1 (float32) and its brain with ventricles filled (bool) on ``grid``."""
+    filled = ndimage.binary_fill_holes(atlas.t1 > 0).astype(np.float32)
+    return resample(atlas.t1, atlas.affine, grid), resample(filled, atlas.affine, grid) >= 0.5
 
 
 @lru_cache(maxsize=2)

@@ -179,24 +179,46 @@ def preprocess(
 def pack(
     manifest: Annotated[Path, typer.Argument(help="manifest.tsv of preprocess.")],
     output: Annotated[Path, typer.Option(help="New folder for the shards.")],
-    samples_per_shard: Annotated[
-        int | None, typer.Option(min=1, help="Default: at most 256, and at least 16 shards a split if subjects allow.")
+    shape: Annotated[
+        str | None, typer.Option(help="Crop or pad to these voxels. Default: 240,240,155 becomes 160,192,160.")
     ] = None,
+    shard_mb: Annotated[
+        float, typer.Option(help="Size of a shard in MiB; at least 16 shards if subjects allow.")
+    ] = 256.0,
     seed: Annotated[int, typer.Option(help="Decides the order of subjects.")] = 0,
+    allow_flagged: Annotated[
+        str, typer.Option(help=f"Flags of preprocess to let in, e.g. overlap,contrast ({', '.join(FLAGS)}).")
+    ] = "",
+    allow_faces: Annotated[bool, typer.Option("--allow-faces", help="Let in heads whose skull is on.")] = False,
+    commercial: Annotated[bool, typer.Option("--commercial", help="Only scans whose license allows it.")] = False,
     workers: Workers = None,
 ) -> None:
     """Pack preprocessed volumes into shards: tar files of compressed int16 volumes, and index.json.
 
-    Nothing in the shards names a subject: preprocess made keyed hashes of the labels. The same volumes give the same
-    shards byte for byte. Run again after an interruption, it goes on where it stopped.
+    Nothing in the shards names a subject: preprocess made keyed hashes of the labels. What it flagged stays out unless
+    allowed. The same volumes give the same shards byte for byte. Run again after an interruption, it goes on where it
+    stopped.
 
     Example: `python -m data_prep pack work/derivatives/manifest.tsv --output work/shards`
     """
-    from data_prep.pack import pack_all
+    from data_prep.pack import Packing, pack_all
+    from data_prep.recipe import parse_shape
 
-    index = pack_all(manifest, output, samples_per_shard, seed, workers)
+    allowed = tuple(flag.strip() for flag in allow_flagged.split(",") if flag.strip())
+    if unknown := [flag for flag in allowed if flag not in FLAGS or flag == "skull"]:
+        raise G3nError(
+            f"--allow-flagged {unknown[0]} is not known; known: {', '.join(f for f in FLAGS if f != 'skull')}"
+        )
+    packing = Packing(parse_shape(shape) if shape else None, shard_mb, None, seed, allowed, allow_faces, commercial)
+    index, left_out = pack_all(manifest, output, packing, workers)
     parts = [f"{split}: {sum(len(s['samples']) for s in shards)} in {len(shards)}" for split, shards in index.items()]
     out.print(f"samples in shards of {output}: {', '.join(parts)}", soft_wrap=True, highlight=False)
+    for reason, n in left_out.items():
+        out.print(
+            f"left out: {n} {reason}, {FLAGS.get(reason, 'not open to commercial use')}",
+            soft_wrap=True,
+            highlight=False,
+        )
 
 
 @app.command()

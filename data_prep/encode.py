@@ -102,7 +102,8 @@ def _latents(
     pool: ThreadPoolExecutor,
     advance: Callable[[int], None],
 ) -> list[PackedSample]:
-    """A shard's samples, one a (subject, modality)."""
+    """A shard's samples, one a (subject, modality); of several runs of a visit the first."""
+    shard = replace(shard, samples=tuple(s for s in shard.samples if "_run-" not in s.key))  # one image a visit
     tokens: list[np.ndarray] = []
     facts: list[Volume] = []
     for volumes in _read_ahead(index, shard, batch, pool):

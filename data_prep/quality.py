@@ -46,8 +46,9 @@ def measure(result: np.ndarray, brain: np.ndarray, atlas_t1: np.ndarray, atlas_m
     }
 
 
-def flags_of(quality: dict[str, Any], registered: bool) -> list[str]:
-    """Names of FLAGS that hold. Overlap and contrast are judged only where the scan was registered to the atlas."""
+def flags_of(quality: dict[str, Any], registered: bool, center: bool) -> list[str]:
+    """Names of FLAGS that hold. Overlap and contrast are judged only where the scan was registered to the atlas, contrast
+    (with the atlas's T1) of the session's center scan alone: lesions and FLAIR make it say little of the others."""
     found = []
     if min(quality["extent_mm"]) < MIN_EXTENT_MM:
         found.append("spacing")
@@ -57,6 +58,6 @@ def flags_of(quality: dict[str, Any], registered: bool) -> list[str]:
         found.append("volume")
     if registered and quality["stripped"] and quality["dice_atlas"] < MIN_DICE:
         found.append("overlap")
-    if registered and quality["stripped"] and quality["correlation_atlas"] < MIN_CORRELATION:
+    if registered and center and quality["stripped"] and quality["correlation_atlas"] < MIN_CORRELATION:
         found.append("contrast")
     return found

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from data_prep.atlas import Atlas
+from data_prep.atlas import Atlas, atlas_on
 from data_prep.brain import brain_mask, looks_stripped, remove_bias, volume_ml
 from data_prep.manifest import Scan
 from data_prep.quality import extent_mm, flags_of, measure
@@ -166,7 +166,7 @@ def overlap(image: Loaded, atlas: Atlas) -> float:
     """Dice of the scan's brain, by its header, with the atlas's, at 4 mm."""
     grid = atlas.grid((44, 52, 44), 4.0)
     mine = resample(image.brain.astype(np.float32), image.affine, grid) >= 0.5
-    theirs = atlas.mask(grid)
+    _, theirs = atlas_on(atlas, grid)
     return 2 * float((mine & theirs).sum()) / max(1, int(mine.sum() + theirs.sum()))
 
 
@@ -191,13 +191,12 @@ def finish(image: Loaded, to_atlas: np.ndarray, route: str, recipe: Recipe, is_c
         raise G3nError("all voxels have one value")
     filled = ndimage.binary_fill_holes(image.brain)
     brain = resample(filled.astype(np.float32), affine, grid) >= 0.5
-    atlas = recipe.atlas
     quality: dict[str, Any] = {
         "brain_ml": round(volume_ml(filled, image.affine), 1),
         "extent_mm": extent_mm(image.volume.shape, image.affine),
         "spacing_mm": [round(float(s), 3) for s in np.linalg.norm(image.affine[:3, :3], axis=0)],
         "stripped": image.stripped,
-        **measure(volume, brain, resample(atlas.t1, atlas.affine, grid), atlas.mask(grid)),
+        **measure(volume, brain, *atlas_on(recipe.atlas, grid)),
     }
     about: dict[str, Any] = {
         "modality": image.scan.modality,
@@ -207,6 +206,6 @@ def finish(image: Loaded, to_atlas: np.ndarray, route: str, recipe: Recipe, is_c
         "center": is_center,
         "scan_to_atlas": [[round(float(x), 6) for x in row] for row in to_atlas],
         "quality": quality,
-        "flags": flags_of(quality, registered=route in ("affine", "registered")),
+        "flags": flags_of(quality, route in ("affine", "registered"), is_center),
     }
     return Done(volume, about)

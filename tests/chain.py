@@ -17,13 +17,13 @@ def run(*words: str) -> str:
     return done.stdout
 
 
-def prepare(bids: Path, work: Path, *scan: str) -> None:
+def prepare(bids: Path, work: Path, *scan: str, pack: tuple[str, ...] = ()) -> None:
     """BIDS folder -> ``work/shards`` at 4 mm."""
     prep = ("python", "-m", "data_prep")
     run(*prep, "scan", str(bids), "--output", f"{work}/manifest.tsv", *scan)
     grid = ("--spacing-mm", "4", "--shape", "40,48,40", "--align", "header", "--strip", "none", "--bias", "none")
     run(*prep, "preprocess", f"{work}/manifest.tsv", "--output", f"{work}/derivatives", *grid)
-    run(*prep, "pack", f"{work}/derivatives/manifest.tsv", "--output", f"{work}/shards")
+    run(*prep, "pack", f"{work}/derivatives/manifest.tsv", "--output", f"{work}/shards", *pack)
 
 
 def train(task: str, work: Path, steps: int, *more: str) -> None:

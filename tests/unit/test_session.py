@@ -190,7 +190,7 @@ def test_flags() -> None:
         "dice_atlas": 0.95,
         "correlation_atlas": 0.5,
     }
-    assert flags_of(good, True) == []
+    assert flags_of(good, True, True) == []
     for change, flag in (
         ({"extent_mm": [256, 256, 24]}, "spacing"),
         ({"stripped": False}, "skull"),
@@ -198,8 +198,8 @@ def test_flags() -> None:
         ({"dice_atlas": 0.7}, "overlap"),
         ({"correlation_atlas": 0.05}, "contrast"),
     ):
-        assert flags_of({**good, **change}, True) == [flag]
-    assert flags_of({**good, "dice_atlas": 0.7}, False) == []
+        assert flags_of({**good, **change}, True, True) == [flag]
+    assert flags_of({**good, "dice_atlas": 0.7, "correlation_atlas": 0}, False, True) == []
 
 
 def test_sri24_comes_from_a_file_and_keeps_its_voxels(brain: np.ndarray, tmp_path: Path) -> None:
