@@ -12,12 +12,13 @@ from scipy import ndimage
 
 from data_prep.atlas import Atlas, atlas_on
 from data_prep.brain import brain_mask, looks_stripped, remove_bias, volume_ml
+from data_prep.formats import read_image
 from data_prep.manifest import Scan
 from data_prep.quality import extent_mm, flags_of, measure
 from data_prep.recipe import Recipe
 from data_prep.register import register
 from g3n.config import G3nError
-from g3n.nifti import place_on_atlas, read_volume, resample, to_grid
+from g3n.nifti import place_on_atlas, resample, to_grid
 
 _CENTER_ORDER = ("T1", "T1c", "T2", "FLAIR")
 _MIN_BRAIN_SHARE = 0.02  # of the grid's voxels
@@ -47,7 +48,7 @@ class Done:
     about: dict[str, Any]
 
 
-def process_session(root: Path, scans: list[Scan], recipe: Recipe, read: Reader = read_volume) -> list[Done | str]:
+def process_session(root: Path, scans: list[Scan], recipe: Recipe, read: Reader = read_image) -> list[Done | str]:
     """Each scan's result or, where it failed, why, in the order of ``scans``. One scan's failure leaves the others.
 
     The center scan (T1 before T1c, T2, FLAIR) is stripped and registered to the atlas; the others are registered to it
