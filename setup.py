@@ -52,6 +52,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["g3n", "g3n.*", "kernels", "kernels.*", "data_prep", "data_prep.*"]),
+    package_data={"data_prep": ["qc_page.html"]},
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["g3n = g3n.cli:main"]},

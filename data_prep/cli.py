@@ -176,6 +176,25 @@ def preprocess(
 
 
 @app.command()
+def qc(
+    derivatives: Annotated[Path, typer.Argument(help="Folder that preprocess wrote.")],
+    output: Annotated[Path, typer.Option(help="Folder for index.html and its thumbnails.")] = Path("qc"),
+    workers: Workers = None,
+) -> None:
+    """Write a page that shows every scan with the atlas outline, outliers first.
+
+    Sort by any quality number, filter by cohort, modality, route and flag. Thumbnails lie beside the page and are loaded as
+    one scrolls, so thousands of scans open at once. Run again after preprocess, only new ones are drawn.
+
+    Example: `python -m data_prep qc work/derivatives --output work/qc`
+    """
+    from data_prep.qc import write_page
+
+    count = write_page(derivatives, output, workers)
+    out.print(f"{count} scans on {output / 'index.html'}", soft_wrap=True, highlight=False)
+
+
+@app.command()
 def pack(
     manifest: Annotated[Path, typer.Argument(help="manifest.tsv of preprocess.")],
     output: Annotated[Path, typer.Option(help="New folder for the shards.")],
