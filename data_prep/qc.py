@@ -123,12 +123,13 @@ def draw(thumb: Thumb) -> None:
     center = (np.linalg.inv(affine) @ [*ATLAS_CENTER_MM, 1])[:3]
     i, j, k = (min(max(round(float(x)), 0), n - 1) for x, n in zip(center, volume.shape, strict=True))
     high = float(np.percentile(volume[volume > 0], 99)) if (volume > 0).any() else 1.0
+    around = [slice(max(0, w.min() - 4), w.max() + 5) for w in np.nonzero(outline)]
     planes = []
     # LPS voxels: the first index runs to the patient's left, the second to the back, the third up
     for upright, index in (
-        (False, (slice(None), slice(None), k)),
-        (True, (slice(None), j, slice(None))),
-        (True, (i, slice(None), slice(None))),
+        (False, (around[0], around[1], k)),
+        (True, (around[0], j, around[2])),
+        (True, (i, around[1], around[2])),
     ):
         plane = np.repeat(_square(np.clip(volume[index] / high, 0, 1))[..., None], 3, axis=2)
         edge = _square(outline[index].astype(np.float32)) > 0.3

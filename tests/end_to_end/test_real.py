@@ -28,7 +28,9 @@ GRID = atlas_grid((40, 48, 40), 4.0)
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("real")
-    prepare(Path(REAL), root, "--val", "0.2", "--test", "0", pack=("--allow-faces", "--allow-flagged", "spacing,volume"))
+    prepare(
+        Path(REAL), root, "--val", "0.2", "--test", "0", pack=("--allow-faces", "--allow-flagged", "spacing,volume")
+    )
     train("mae", root, 10, "tracking.mlflow=false")
     train("decoder", root, 60, "tracking.mlflow=false")
     run(
