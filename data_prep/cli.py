@@ -257,6 +257,59 @@ def encode(
     encode_shards(tokenizer, shards, output, device, batch)
 
 
+@app.command()
+def check(
+    manifests: Annotated[list[Path], typer.Argument(help="One or more manifest.tsv of scan or preprocess.")],
+    workers: Workers = None,
+) -> None:
+    """Look for what would spoil a training: every scan is read, every problem is a row of a table.
+
+    Unreadable files, NaN, lost spacing, wrong axes, the same voxels under two names, a person in two splits (also across
+    manifests), impossible ages, missing variables. Exit code 1 if any problem is fatal.
+
+    Example: `python -m data_prep check ixi/manifest.tsv oasis1/manifest.tsv`
+    """
+    from rich.markup import escape
+    from rich.table import Table
+
+    from data_prep.check import check_all
+
+    problems = check_all(manifests, workers)
+    fatal = sum(problem.fatal for problem in problems)
+    if problems:
+        table = Table("", "kind", "where", "what", box=None, header_style="bold")
+        for problem in problems:
+            mark = "[red]fatal[/red]" if problem.fatal else "note"
+            table.add_row(mark, problem.kind, escape(problem.where), escape(problem.what))
+        out.print(table)
+    out.print(f"{fatal} fatal, {len(problems) - fatal} to know of", highlight=False)
+    if fatal:
+        raise typer.Exit(1)
+
+
+@app.command()
+def verify(
+    shards: Annotated[str, typer.Argument(help="Shards (folder or URL) of pack or encode.")],
+    workers: Workers = None,
+) -> None:
+    """Read every shard again and name each damaged sample: shard, key, byte. Exit code 1 if there is any.
+
+    Example: `python -m data_prep verify work/shards`
+    """
+    from data_prep.verify import verify_all
+
+    found = verify_all(shards, workers)
+    for line in found.problems:
+        out.print(f"damaged: {line}", soft_wrap=True, highlight=False, markup=False)
+    out.print(
+        f"{found.samples} samples, {found.bytes / 1e6:,.1f} MB: {len(found.problems) or 'no'} problems",
+        soft_wrap=True,
+        highlight=False,
+    )
+    if found.problems:
+        raise typer.Exit(1)
+
+
 def main() -> None:
     """Run a command; a user's mistake is one line on stderr and exit code 2."""
     try:

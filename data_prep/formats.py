@@ -45,6 +45,22 @@ def read_image(path: str | Path, max_voxels: int = 2**28) -> tuple[np.ndarray, n
     return read_volume(path, max_voxels)
 
 
+def orientation_known(path: Path) -> bool:
+    """Whether the header says how the voxels lie: NIfTI by a qform or sform code, MGH by its flag; Analyze never does."""
+    name = path.name.lower()
+    if name.endswith((".hdr", ".img")):
+        path = path.with_suffix(".hdr")
+    with open(path, "rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        start = (gzip.GzipFile(fileobj=file) if zipped else file).read(540)
+    if name.endswith((".mgz", ".mgh")):
+        return start[28:30] != b"\0\0"
+    if start[4:7] in (b"n+2", b"ni2"):
+        return any(start[344:352])
+    return start[344:347] in (b"n+1", b"ni1") and any(start[252:256])
+
+
 def _read_pair(path: Path, max_voxels: int) -> tuple[np.ndarray, np.ndarray]:
     start = path.with_suffix(".hdr").read_bytes()[: _HDR_BYTES + 1]
     if len(start) < _HDR_BYTES:

@@ -93,26 +93,40 @@ def write_manifest(path: Path, root: Path, scans: list[Scan], about: dict[str, A
 
 def read_manifest(path: Path) -> Manifest:
     """Raises G3nError for a missing file, missing columns, a bad value (with its line) or paths that leave the root."""
+    manifest, problems = parse_manifest(path)
+    if problems:
+        raise G3nError(problems[0])
+    if not manifest.scans:
+        raise G3nError(f"manifest '{path}' has no scans")
+    return manifest
+
+
+def parse_manifest(path: Path) -> tuple[Manifest, list[str]]:
+    """The rows that are right, and a line for each that is not. Raises G3nError where the file itself cannot be read."""
     about = path.with_suffix(".json")
     if not path.is_file():
         raise G3nError(f"manifest '{path}' does not exist; make one with python -m data_prep scan")
     try:
         root = path.parent / json.loads(about.read_text(encoding="utf-8"))["root"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise G3nError(f"'{about}' is missing or damaged; it belongs beside '{path.name}': scan again") from error
-    rows = read_table(path)
-    scans = tuple(_scan(path, line, row) for line, row in enumerate(rows, 2))
-    if not scans:
-        raise G3nError(f"manifest '{path}' has no scans")
+    scans, problems = [], []
     seen: dict[tuple[str, str, str, int], int] = {}
     split_of: dict[str, str] = {}
-    for line, scan in enumerate(scans, 2):
+    for line, row in enumerate(read_table(path), 2):
+        try:
+            scan = _scan(path, line, row)
+        except G3nError as error:
+            problems.append(str(error))
+            continue
         first = seen.setdefault(scan.key, line)
         if first != line:
-            raise G3nError(f"manifest '{path}' lines {first} and {line} are the same scan; keep one")
-        if split_of.setdefault(scan.person, scan.split) != scan.split:
-            raise G3nError(f"manifest '{path}' line {line}: subject '{scan.person}' is in two splits; keep it in one")
-    return Manifest(root, scans)
+            problems.append(f"manifest '{path}' lines {first} and {line} are the same scan; keep one")
+        elif split_of.setdefault(scan.person, scan.split) != scan.split:
+            problems.append(f"manifest '{path}' line {line}: subject '{scan.person}' is in two splits; keep it in one")
+        else:
+            scans.append(scan)
+    return Manifest(root, tuple(scans)), problems
 
 
 def read_table(path: Path) -> list[dict[str, str]]:

@@ -17,6 +17,7 @@ import xxhash
 
 from data_prep.manifest import MODALITIES, SPLITS, Manifest, Scan, read_manifest
 from data_prep.progress import run_all
+from data_prep.recipe import read_recipe
 from data_prep.shards import (
     EncodedSample,
     PackedSample,
@@ -28,7 +29,7 @@ from data_prep.shards import (
     write_index,
     write_shard,
 )
-from g3n.config import G3nError, build, to_plain
+from g3n.config import G3nError, to_plain
 from g3n.nifti import Grid, read_volume
 
 VERSION = 2
@@ -66,7 +67,7 @@ def pack_all(
     """
     packing = packing or Packing()
     manifest = read_manifest(manifest_path)
-    recipe, source_grid = _read_recipe(manifest_path)
+    recipe, source_grid = read_recipe(manifest_path)
     _refuse_names(manifest.scans)
     scans, left_out = choose(manifest.scans, packing)
     if not scans:
@@ -293,17 +294,6 @@ def _listed(left_out: dict[str, int]) -> str:
 def _take(samples: Iterator[EncodedSample], count: int) -> Iterator[EncodedSample]:
     for _ in range(count):
         yield next(samples)
-
-
-def _read_recipe(manifest_path: Path) -> tuple[dict[str, Any], Grid]:
-    path = manifest_path.with_name("recipe.json")
-    if not path.is_file():
-        raise G3nError(f"'{manifest_path.parent}' has no recipe.json; give the manifest.tsv that preprocess wrote")
-    try:
-        recipe = json.loads(path.read_text(encoding="utf-8"))
-        return {"fingerprint": str(recipe["fingerprint"])}, build(Grid, recipe["grid"], "grid")
-    except (ValueError, KeyError, TypeError) as error:
-        raise G3nError(f"'{path}' is damaged; run preprocess again") from error
 
 
 def _refuse_names(scans: Sequence[Scan]) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from data_prep.atlas import Atlas, load_atlas
 from data_prep.shards import fingerprint_of
-from g3n.config import G3nError, to_plain
+from g3n.config import G3nError, build, to_plain
 from g3n.nifti import Grid
 
 VERSION = 2
@@ -66,3 +68,15 @@ def parse_shape(text: str) -> tuple[int, int, int]:
     except ValueError:
         raise G3nError(f"shape is '{text}'; expected three whole numbers such as 160,192,160") from None
     return x, y, z
+
+
+def read_recipe(manifest_path: Path) -> tuple[dict[str, Any], Grid]:
+    """The fingerprint and grid that preprocess wrote beside its manifest. Raises G3nError where they are missing."""
+    path = manifest_path.with_name("recipe.json")
+    if not path.is_file():
+        raise G3nError(f"'{manifest_path.parent}' has no recipe.json; give the manifest.tsv that preprocess wrote")
+    try:
+        recipe = json.loads(path.read_text(encoding="utf-8"))
+        return {"fingerprint": str(recipe["fingerprint"])}, build(Grid, recipe["grid"], "grid")
+    except (ValueError, KeyError, TypeError) as error:
+        raise G3nError(f"'{path}' is damaged; run preprocess again") from error

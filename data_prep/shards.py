@@ -21,6 +21,7 @@ import xxhash
 import zstandard
 
 from g3n.config import G3nError
+from g3n.stream.files import checksum_of
 
 FORMAT = "g3n-shards-1"
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
@@ -48,7 +49,6 @@ class EncodedSample:
     modality: str
     visits: int
     members: dict[str, bytes]
-    xxh3: str
 
 
 def encode_sample(sample: PackedSample) -> EncodedSample:
@@ -64,7 +64,7 @@ def encode_sample(sample: PackedSample) -> EncodedSample:
     payload = zstandard.ZstdCompressor(level=1, write_content_size=True).compress(buffer.getbuffer())
     text = canonical_json({**sample.meta, "xxh3": checksum}).encode()
     members = {"npy.zst": payload, "json": text}
-    return EncodedSample(sample.key, sample.subject, sample.modality, sample.visits, members, checksum)
+    return EncodedSample(sample.key, sample.subject, sample.modality, sample.visits, members)
 
 
 def start(output: Path, plan: str) -> bool:
@@ -125,7 +125,7 @@ def write_shard(output: Path, name: str, samples: Iterable[EncodedSample]) -> di
                     "subject": sample.subject,
                     "modality": sample.modality,
                     "visits": sample.visits,
-                    "xxh3": sample.xxh3,
+                    "xxh3": checksum_of(sample.members),
                 }
             )
     digest = xxhash.xxh3_64()

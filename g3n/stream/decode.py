@@ -14,7 +14,7 @@ import numpy as np
 import xxhash
 import zstandard
 
-from g3n.stream.files import read_members, shard_path
+from g3n.stream.files import checksum_of, read_members, shard_path
 from g3n.stream.index import Sample, Shard, ShardIndex
 
 _MAX_HEADER_BYTES = 4096
@@ -126,6 +126,8 @@ def _read(
             _need(
                 len(members[suffix]) == size, f"{suffix} has {len(members[suffix])} of {size} bytes, the shard is cut"
             )
+        found = checksum_of(members)
+        _need(found == sample.xxh3, f"checksum {found}, the index says {sample.xxh3}")
         meta = json.loads(members["json"])
         _need(isinstance(meta, dict), "its JSON is not an object")
     except (*_BAD, OSError) as error:

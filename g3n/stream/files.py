@@ -6,6 +6,7 @@ import logging
 import os
 import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 
 import fsspec
@@ -13,7 +14,7 @@ import xxhash
 from fsspec.implementations.local import LocalFileSystem
 
 from g3n.config import G3nError
-from g3n.stream.index import Sample, Shard, ShardIndex
+from g3n.stream.index import MEMBERS, Sample, Shard, ShardIndex
 
 log = logging.getLogger(__name__)
 ATTEMPTS = 3
@@ -66,6 +67,14 @@ def _copy(url: str, part: Path, shard: Shard) -> bool:
             digest.update(chunk)
             left -= len(chunk)
     return left == 0 and digest.hexdigest() == shard.xxh3
+
+
+def checksum_of(members: Mapping[str, bytes]) -> str:
+    """Hex xxh3_64 of a sample's payloads, the array before the JSON."""
+    digest = xxhash.xxh3_64()
+    for suffix in MEMBERS:
+        digest.update(members[suffix])
+    return digest.hexdigest()
 
 
 def read_members(path: Path, sample: Sample) -> dict[str, bytes]:

@@ -26,13 +26,15 @@ _HEX = re.compile(r"[0-9a-f]{1,64}")
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample: ``members`` maps a member's suffix to (offset, size) of its payload inside the shard."""
+    """One sample: ``members`` maps a member's suffix to (offset, size) of its payload inside the shard, ``xxh3`` is the
+    checksum of these payloads."""
 
     key: str
     members: Mapping[str, tuple[int, int]]
     subject: str
     modality: str
     visits: int
+    xxh3: str
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,8 @@ def _sample(tree: Mapping[str, Any], shard: str, shard_bytes: int) -> Sample:
         _need(inside, f"sample '{key}': {suffix} at {offset} + {size} is outside '{shard}' ({shard_bytes} bytes)")
     _need(members["json"][1] <= MAX_JSON_BYTES, f"sample '{key}': its JSON is over {MAX_JSON_BYTES} bytes")
     _need(_whole(visits) and 1 <= visits <= MAX_VISITS, f"sample '{key}' has {visits!r} visits")
-    return Sample(key, members, _name(tree["subject"]), _name(tree["modality"]), visits)
+    _need(bool(_HEX.fullmatch(tree["xxh3"])), f"sample '{key}': xxh3 {tree['xxh3']!r} is not hex")
+    return Sample(key, members, _name(tree["subject"]), _name(tree["modality"]), visits, tree["xxh3"])
 
 
 def _name(text: Any) -> str:
