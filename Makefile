@@ -11,7 +11,7 @@ install: $(VENV)/installed
 $(VENV)/installed: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install -c constraints.txt -e '.[dev,prep]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev,prep,dicom]'
 	touch $@
 
 # nothing -> phantom cohort -> four trainings -> generated brain volumes; running it again goes on where it stopped

@@ -29,7 +29,15 @@ CORE = [
 ]
 EXTRAS = {
     # nilearn carries the ICBM152 templates of the phantom; antspyx registers; deepbet strips skulls.
-    "prep": ["nilearn>=0.12,<0.15", "antspyx>=0.6.3,<0.7", "deepbet>=1.0.2,<1.1"],
+    # openpyxl and xlrd read the cohorts' tables.
+    "prep": [
+        "nilearn>=0.12,<0.15",
+        "antspyx>=0.6.3,<0.7",
+        "deepbet>=1.0.2,<1.1",
+        "openpyxl>=3.1,<4",
+        "xlrd>=2.0.1,<3",
+    ],
+    "dicom": ["dcm2niix>=1.0.20250505"],
     "xformers": ["xformers>=0.0.35,<0.1"],
     "dev": [
         "pytest>=8.3,<10",
@@ -38,6 +46,7 @@ EXTRAS = {
         "mypy>=1.15,<3",
         "pandas-stubs",
         "types-PyYAML",
+        "pydicom>=3,<4",  # makes DICOM series for tests
     ],
 }
 

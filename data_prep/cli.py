@@ -78,36 +78,74 @@ def phantom(
 
 
 @app.command()
+def dicom(
+    root: Annotated[Path, typer.Argument(help="Folder with DICOM files anywhere below it.")],
+    output: Annotated[Path, typer.Option(help="Folder for the NIfTI files, in the same folders.")],
+    workers: Workers = None,
+) -> None:
+    """Convert DICOM series to NIfTI with dcm2niix, then `scan` the output.
+
+    The folders stay, so the layouts of ADNI and PPMI are recognized. Run again, only what is missing is converted. A
+    folder that fails is listed in failures.tsv and does not stop the rest. The output still names people: it is raw data.
+
+    Example: `python -m data_prep dicom /data/PPMI --output work/ppmi`
+    """
+    from data_prep.dicom import convert
+
+    done, failed = convert(root, output, workers)
+    out.print(f"{done} folders converted in {output}", soft_wrap=True, highlight=False)
+    for folder, reason in failed[:10]:
+        out.print(f"failed: {folder}: {reason}", soft_wrap=True, highlight=False, markup=False)
+    if failed:
+        out.print(f"{len(failed)} failed: see {output / 'failures.tsv'}", soft_wrap=True, highlight=False)
+    if not done:
+        raise typer.Exit(1)
+
+
+@app.command()
 def scan(
-    root: Annotated[Path, typer.Argument(help="BIDS folder (raw or derivatives), or the folder of a known cohort.")],
+    root: Annotated[Path, typer.Argument(help="BIDS folder (raw or derivatives), a known cohort's, or any other.")],
     output: Annotated[Path, typer.Option(help="The table to write; manifest.json goes beside it.")],
     seed: Annotated[int, typer.Option(help="Decides which subject is in which split.")] = 0,
     val: Annotated[float, typer.Option(min=0, max=1, help="Share of subjects for validation.")] = 0.15,
     test: Annotated[float, typer.Option(min=0, max=1, help="Share of subjects for the final test.")] = 0.15,
     cohort: Annotated[
-        str,
-        typer.Option(
-            help="bids, or a cohort whose layout and tables are known: adni, ppmi, ixi, ... (data_prep/cohorts)."
-        ),
-    ] = "bids",
+        str | None,
+        typer.Option(help="A cohort whose layout and tables are known: adni, ppmi, ixi, ... (data_prep/cohorts)."),
+    ] = None,
     harmonise: Annotated[
         Mode, typer.Option(help="clean: labels as true at the scan; paper: as in the published harmonisation.")
     ] = Mode.CLEAN,
+    table: Annotated[
+        Path | None,
+        typer.Option(help="For files in any folders: a CSV, TSV or Excel table with a row a file (path) or a subject."),
+    ] = None,
+    sex_codes: Annotated[
+        str | None, typer.Option(help="What numbers in the column sex mean, e.g. 1=M,2=F; cohorts disagree.")
+    ] = None,
 ) -> None:
-    """List the scans of a BIDS folder or a known cohort with their variables and a split by subject.
+    """List scans with their variables and a split by subject; relatives and one person's two labels stay together.
 
-    Reads T1w, contrast T1w (`ce-*`), T2w and FLAIR, age, sex, diagnosis and cohort from participants.tsv and
-    sessions.tsv, field strength from the sidecars. What it leaves out is reported and listed in manifest.json.
+    Finds T1, contrast T1, T2 and FLAIR in a BIDS folder (age, sex, diagnosis and cohort from participants.tsv and
+    sessions.tsv, field strength from the sidecars), in a known cohort's folder (`--cohort`), or in any other folder with
+    NIfTI, Analyze, MGH or MGZ files: by `--table`, or one folder a subject. What it leaves out is reported and listed in
+    manifest.json.
 
-    Example: `python -m data_prep scan my_bids --output work/manifest.tsv`
+    Examples: `python -m data_prep scan my_bids --output work/manifest.tsv`,
+    `python -m data_prep scan nifti --table people.csv --output work/manifest.tsv`
     """
+    from data_prep.bids import is_bids, scan_bids
     from data_prep.cohort_scan import scan_cohort
-    from data_prep.scan import scan_bids
+    from data_prep.loose import scan_loose
+    from data_prep.scan import Shares
 
-    if cohort == "bids":
-        report = scan_bids(root, output, seed, val, test)
+    shares = Shares(val, test, seed)
+    if cohort and cohort != "bids":
+        report = scan_cohort(root, cohort, output, "paper" if harmonise is Mode.PAPER else "clean", shares)
+    elif table is None and (cohort or not root.is_dir() or is_bids(root)):
+        report = scan_bids(root, output, shares, sex_codes)
     else:
-        report = scan_cohort(root, cohort, output, "paper" if harmonise is Mode.PAPER else "clean", seed, val, test)
+        report = scan_loose(root, output, shares, table, sex_codes)
     for line in report:
         out.print(line, soft_wrap=True, highlight=False, markup=False)
 

@@ -11,14 +11,12 @@ from data_prep.cohorts import load_cohort
 from data_prep.cohorts.contract import Cohort, Harmonise, Image
 from data_prep.cohorts.join import DAYS_PER_YEAR, Joined, Report, join
 from data_prep.manifest import MODALITIES, Scan, write_manifest
-from data_prep.scan import report_lines, split_subjects
+from data_prep.scan import Shares, report_lines, split_subjects
 from data_prep.schema import PHENOTYPES
 from g3n.config import G3nError
 
 
-def scan_cohort(
-    root: Path, name: str, output: Path, harmonise: Harmonise, seed: int, val: float, test: float
-) -> list[str]:
+def scan_cohort(root: Path, name: str, output: Path, harmonise: Harmonise, shares: Shares) -> list[str]:
     """Write ``output`` (and its .json) for one of the known cohorts; lines that say what was found.
 
     Raises G3nError for a folder without the cohort's images, tables that do not fit them, or an unknown code.
@@ -33,9 +31,15 @@ def scan_cohort(
         )
     report = Report()
     joined = join(cohort, images, cohort.phenotypes(root, harmonise), report)
-    split_of = split_subjects(sorted({j.group for j in joined}), seed, val, test)
+    split_of = split_subjects(sorted({j.group for j in joined}), shares.seed, shares.val, shares.test)
     scans = _scans(cohort, joined, split_of)
-    about = {"cohort": name, "harmonise": harmonise, "seed": seed, "warnings": report.warnings, "notes": report.notes}
+    about = {
+        "cohort": name,
+        "harmonise": harmonise,
+        "seed": shares.seed,
+        "warnings": report.warnings,
+        "notes": report.notes,
+    }
     write_manifest(output, root, scans, about)
     lines = report_lines(scans, {}, report.notes, output)
     return [*(f"warning: {warning}" for warning in report.warnings), *lines]

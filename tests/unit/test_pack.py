@@ -17,12 +17,13 @@ import webdataset
 import xxhash
 import zstandard
 
+from data_prep.bids import scan_bids
 from data_prep.ids import hash_label, read_key
 from data_prep.manifest import read_manifest, write_manifest
 from data_prep.pack import Packing, choose, crop_grid, crop_volume, pack_all, quantize
 from data_prep.preprocess import preprocess_all, refuse_labels
 from data_prep.recipe import Recipe
-from data_prep.scan import scan_bids
+from data_prep.scan import Shares
 from g3n.config import G3nError
 from g3n.nifti import Grid, read_volume
 from g3n.stream.decode import Damage, read_volume_sample
@@ -64,7 +65,7 @@ def make_bids(root: Path, subjects: int) -> None:
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("Mustermann_pack")
     make_bids(folder / "bids", 20)
-    scan_bids(folder / "bids", folder / "manifest.tsv", 0, 0.2, 0.1)
+    scan_bids(folder / "bids", folder / "manifest.tsv", Shares(0.2, 0.1, 0))
     (folder / "subjects.key").write_text("ab" * 32 + "\n")
     preprocess_all(folder / "manifest.tsv", folder / "derivatives", RECIPE, workers=1)
     pack(folder, folder / "shards")

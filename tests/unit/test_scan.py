@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.bids import modality_of, scan_bids
 from data_prep.manifest import Scan, read_manifest
 from data_prep.phantom import draw_subject, make_phantom
-from data_prep.scan import modality_of, scan_bids, split_subjects
+from data_prep.scan import Shares, split_subjects
 from g3n.config import G3nError
 
 
@@ -41,7 +42,7 @@ def bids(tmp_path: Path) -> Path:
     )
     (root / "participants.tsv").write_text(
         "\ufeffparticipant_id\tAge\tGender\tGroup\tStudy\n"
-        "sub-A\t60\tfemale\tHealthy Control\tX1\nsub-B\t042Y\t1\tAlzheimer's disease\tX2\nsub-C\ttall\tn/a\tn/a\tn/a\nD\t1\tM\tHC\tX\n"
+        "sub-A\t60\tfemale\tHealthy Control\tX1\nsub-B\t042Y\tmale\tAlzheimer's disease\tX2\nsub-C\ttall\tn/a\tn/a\tn/a\nD\t1\tM\tHC\tX\n"
     )
     (root / "sessions.tsv").write_text(
         "participant_id\tsession_id\tdays_from_first\nsub-A\tses-post\t731\nsub-A\tses-pre\t0\n"
@@ -54,10 +55,10 @@ def scanned(
     root: Path, seed: int = 0, val: float = 0.15, test: float = 0.15
 ) -> tuple[dict[tuple[str, ...], Scan], dict]:
     output = root.parent / "work" / "manifest.tsv"
-    scan_bids(root, output, seed, val, test)
+    scan_bids(root, output, Shares(val, test, seed))
     manifest = read_manifest(output)
     assert manifest.root == root.resolve()
-    scans = {(s.subject, s.session, s.modality): s for s in manifest.scans}
+    scans = {(s.subject, s.session, s.modality): s for s in manifest.scans if s.run == 1}
     return scans, json.loads(output.with_suffix(".json").read_text())
 
 
@@ -83,7 +84,6 @@ def test_finds_scans_and_variables(bids: Path) -> None:
     assert len({s.split for s in scans.values() if s.subject == "A"}) == 1
     skipped = about["skipped"]
     assert set(skipped) == {
-        "sub-A/ses-post/anat/sub-A_ses-post_run-2_FLAIR.nii.gz",
         "sub-A/ses-post/func/sub-A_ses-post_task-rest_bold.nii.gz",
         "sub-B/anat/sub-B_T2starw.nii.gz",
     }
@@ -101,6 +101,77 @@ def test_age_of_each_session_wins(bids: Path) -> None:
     (bids / "sessions.tsv").unlink()
     scans, _ = scanned(bids)
     assert scans["A", "post", "T1"].days_from_baseline == round(3 * 365.25)
+
+
+def test_runs_and_acquisitions_are_rows_and_versions_are_not(tmp_path: Path) -> None:
+    """Nothing of a session is lost, nothing counts twice, a scout is no scan."""
+    anat = "sub-A/anat/sub-A"
+    touch(
+        tmp_path / "b",
+        *(f"{anat}_{name}.nii.gz" for name in (
+            "run-2_T1w", "run-10_T1w", "acq-hires_run-1_T1w", "acq-scout_T1w", "rec-norm_run-2_T1w", "inv-1_T1w",
+            "part-phase_T1w", "part-mag_T2w", "space-MNI152NLin2009cAsym_desc-preproc_FLAIR", "desc-preproc_FLAIR",
+            "desc-brain_mask", "space-MNI152NLin2009cAsym_desc-brain_mask",
+        )),
+    )  # fmt: skip
+    scan_bids(tmp_path / "b", tmp_path / "m.tsv", Shares(0, 0, 0))
+    rows = [(s.modality, s.run, s.path.removeprefix(anat), s.mask) for s in read_manifest(tmp_path / "m.tsv").scans]
+    assert rows == [
+        ("FLAIR", 1, "_desc-preproc_FLAIR.nii.gz", f"{anat}_desc-brain_mask.nii.gz"),
+        ("T1", 1, "_acq-hires_run-1_T1w.nii.gz", None),
+        ("T1", 2, "_run-2_T1w.nii.gz", None),
+        ("T1", 3, "_run-10_T1w.nii.gz", None),
+        ("T2", 1, "_part-mag_T2w.nii.gz", None),
+    ]
+    (tmp_path / f"b/{anat}_desc-preproc_FLAIR.nii.gz").unlink()
+    scan_bids(tmp_path / "b", tmp_path / "m.tsv", Shares(0, 0, 0))
+    flair = read_manifest(tmp_path / "m.tsv").scans[0]
+    mask = f"{anat}_space-MNI152NLin2009cAsym_desc-brain_mask.nii.gz"
+    assert (flair.space, flair.mask) == ("mni", mask)
+
+
+def test_numbers_for_sexes_need_a_codebook(tmp_path: Path) -> None:
+    """1 is a man in IXI and a woman in CoRR: without Levels or --sex-codes nobody can know."""
+    root = tmp_path / "b"
+    touch(root, *(f"sub-{i}/anat/sub-{i}_T1w.nii.gz" for i in range(4)))
+    rows = ["0\t120\t1\t1", "1\t132\t2\t2", "2\t144\tF\tHC", "3\t150\t3\tn/a"]
+    (root / "participants.tsv").write_text(
+        "\n".join(["participant_id\tage\tsex\tdx", *(f"sub-{r}" for r in rows)]) + "\n"
+    )
+
+    def found(sex_codes: str | None = None) -> tuple[list, list]:
+        scan_bids(root, tmp_path / "m.tsv", Shares(0, 0, 0), sex_codes)
+        scans = read_manifest(tmp_path / "m.tsv").scans
+        notes = json.loads((tmp_path / "m.json").read_text())["notes"]
+        return [(s.sex, s.age_years, s.diagnosis) for s in scans], notes
+
+    plain, notes = found()
+    assert [sex for sex, _, _ in plain] == [None, None, "F", None]
+    assert sum("--sex-codes" in note for note in notes) == 1
+    assert [sex for sex, _, _ in found("1=F,2=M")[0]] == ["F", "M", "F", None]
+    with pytest.raises(G3nError, match="1=M,2=F"):
+        found("1:F")
+    levels = {"sex": {"Levels": {"1": "Male", "2": {"Description": "female"}}}, "age": {"Units": "months"}}
+    levels["dx"] = {"Levels": {"1": "Alzheimer's disease", "2": "healthy"}}
+    (root / "participants.json").write_text(json.dumps(levels))
+    coded, _ = found()
+    assert coded == [("M", 10, "AD"), ("F", 11, "HC"), ("F", 12, "HC"), (None, 12.5, None)]
+    (root / "participants.json").write_text("[" * 100_000)
+    assert "is not JSON" in found()[1][0]
+
+
+def test_relatives_and_one_person_under_two_labels_share_a_split(tmp_path: Path) -> None:
+    root = tmp_path / "b"
+    touch(root, *(f"sub-{i}/anat/sub-{i}_T1w.nii.gz" for i in range(40)))
+    rows = [f"sub-{i}\tf{i // 4}\t{'same' if i in (0, 39) else 'n/a'}" for i in range(40)]
+    (root / "participants.tsv").write_text("\n".join(["participant_id\tFamily_ID\tdup_group", *rows]) + "\n")
+    scan_bids(root, tmp_path / "m.tsv", Shares(0.3, 0.3, 0))
+    scans = {s.subject: s for s in read_manifest(tmp_path / "m.tsv").scans}
+    assert scans["0"].split == scans["39"].split
+    assert scans["0"].group == "same"
+    splits = [{scans[str(i)].split for i in range(first, first + 4) if i not in (0, 39)} for first in range(0, 40, 4)]
+    assert all(len(s) == 1 for s in splits)
+    assert len({s for found in splits for s in found}) == 3
 
 
 @pytest.mark.parametrize(
@@ -165,7 +236,7 @@ def test_errors(bids: Path, tmp_path: Path) -> None:
         (bids, 0.9, "something to train on"),
     ):
         with pytest.raises(G3nError, match=words):
-            scan_bids(root, tmp_path / "m.tsv", 0, val, 0.1)
+            scan_bids(root, tmp_path / "m.tsv", Shares(val, 0.1, 0))
         assert not (tmp_path / "m.tsv").exists()
 
 
@@ -199,8 +270,8 @@ def test_command_line(bids: Path) -> None:
 
     good = run(str(bids), "--output", str(bids.parent / "m.tsv"))
     assert good.returncode == 0
-    assert "6 scans of 3 subjects" in good.stdout
-    assert "a second FLAIR" in good.stdout
+    assert "7 scans of 3 subjects" in good.stdout
+    assert "left out: 1 files, not in an anat folder" in good.stdout
     bad = run(str(bids / "sub-A"), "--output", str(bids.parent / "m2.tsv"))
     assert bad.returncode == 2
     assert bad.stderr.startswith("error: ")

@@ -12,6 +12,7 @@ from data_prep.cohort_scan import scan_cohort
 from data_prep.cohorts.contract import Cohort, Image, Row
 from data_prep.cohorts.join import Report, join
 from data_prep.manifest import read_manifest
+from data_prep.scan import Shares
 from g3n.config import G3nError
 
 DAY = datetime.date(2020, 1, 1)
@@ -39,7 +40,7 @@ def test_manifest_of_a_cohort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         Row("S-01", {"mmse": 77.0, "diagnosis": "MCI"}, date=later(900)),
     ]
     monkeypatch.setattr(cohort_scan, "load_cohort", lambda name: made_up(images, rows))
-    scan_cohort(tmp_path, "toy", tmp_path / "m.tsv", "clean", 0, 0.3, 0.3)
+    scan_cohort(tmp_path, "toy", tmp_path / "m.tsv", "clean", Shares(0.3, 0.3, 0))
     scans = read_manifest(tmp_path / "m.tsv").scans
     assert [(s.subject, s.session, s.run, s.days_from_baseline) for s in scans] == [
         ("S01", "bl", 1, 0.0), ("S01", "m12", 1, 400.0), ("S01", "m12", 2, 400.0), ("S02", "bl", 1, 0.0)
@@ -58,7 +59,7 @@ def test_a_split_stays_when_others_come(tmp_path: Path, monkeypatch: pytest.Monk
     found = {}
     for name, some in (("all", images), ("half", images[::2])):
         monkeypatch.setattr(cohort_scan, "load_cohort", lambda n, some=some: made_up(some, []))
-        scan_cohort(tmp_path, "toy", tmp_path / f"{name}.tsv", "clean", 3, 0.2, 0.2)
+        scan_cohort(tmp_path, "toy", tmp_path / f"{name}.tsv", "clean", Shares(0.2, 0.2, 3))
         found[name] = {s.subject: s.split for s in read_manifest(tmp_path / f"{name}.tsv").scans}
     assert all(found["all"][s] == split for s, split in found["half"].items())
     assert set(found["all"].values()) == {"train", "val", "test"}
