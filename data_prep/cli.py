@@ -208,9 +208,24 @@ def preprocess(
     for flag, n in sorted(flags.items()):
         out.print(f"flagged: {n} {flag}, {FLAGS[flag]}", soft_wrap=True, highlight=False)
     if failed:
-        out.print(f"{failed} failed: see {output / 'failures.tsv'}", soft_wrap=True)
+        print_failures(output / "failures.tsv")
     if failed == len(outcomes):
         raise typer.Exit(1)
+
+
+def print_failures(path: Path, most: int = 20) -> None:
+    """The first rows of failures.tsv as a table."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from data_prep.manifest import read_table
+
+    rows = read_table(path)
+    table = Table(*rows[0], box=None, header_style="bold", title=f"{len(rows)} failed", title_justify="left")
+    for row in rows[:most]:
+        table.add_row(*map(escape, row.values()))
+    out.print(table)
+    out.print(f"{'' if len(rows) <= most else f'{len(rows) - most} more: '}{path}", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -345,6 +360,37 @@ def verify(
         highlight=False,
     )
     if found.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def scrub(
+    folder: Annotated[Path, typer.Argument(help="Output of preprocess, pack, encode or qc.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Change nothing, only report.")] = False,
+    names: Annotated[
+        Path | None,
+        typer.Option(help="Text with a name a line, or subjects.tsv beside the key: none of them may be found."),
+    ] = None,
+    workers: Workers = None,
+) -> None:
+    """Prove that an output folder names nobody. Exit code 1 if anything is found.
+
+    Every file is read whole and held against a whitelist of fields and forms (data_prep/whitelist.py): NIfTI, gzip, tar,
+    zstd, PNG and npy headers, sidecars, tables, index and page. Without --verify, NIfTI headers that hold more than
+    shape, type, scale and affine are rewritten, voxels untouched; nothing else is changed.
+
+    Example: `python -m data_prep scrub --verify work/shards --names work/subjects.tsv`
+    """
+    from data_prep.scrub import read_names
+    from data_prep.scrub import scrub as scrub_folder
+
+    done = scrub_folder(folder, verify, read_names(names) if names else (), workers)
+    for path in done.rewritten:
+        out.print(f"rewritten: {path}", soft_wrap=True, highlight=False, markup=False)
+    for problem in done.problems[:200]:
+        out.print(f"found: {problem}", soft_wrap=True, highlight=False, markup=False)
+    out.print(f"{done.files} files, {len(done.problems) or 'no'} findings", highlight=False)
+    if done.problems:
         raise typer.Exit(1)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data_prep.schema import plain_name
 from g3n.config import G3nError
 
 # Names of columns, lower case without anything but letters and digits; the first one present counts.
@@ -65,7 +66,7 @@ def read_codebook(path: Path, sex_codes: str | None, notes: list[str]) -> Codebo
         try:
             tree = json.loads(path.read_text(encoding="utf-8-sig"))
         except (OSError, ValueError, RecursionError):
-            notes.append(f"'{path.name}' is not JSON: the meaning of codes is not known")
+            notes.append(f"{path.name} is not JSON: the meaning of codes is not known")
     about = {plain(name): value for name, value in tree.items()} if isinstance(tree, dict) else {}
 
     def of(name: str, key: str) -> object:
@@ -141,10 +142,15 @@ def word_of(text: str | None, what: str, levels: Mapping[str, str], notes: list[
     text = levels.get(text.strip().lower(), text)
     if plain(text) in _DIAGNOSES:
         return _DIAGNOSES[plain(text)]
-    if not text.isprintable() or len(text) > 80:
-        notes.append(f"{what} is {text[:80]!r}; expected at most 80 printable characters, taken as missing")
-        return None
-    return text
+    name = plain_name(text)
+    note = ""
+    if name is None:
+        note = f"{what} is {text[:80]!r}; expected a short name without a date, taken as missing"
+    elif name != text:
+        note = f"{text[:80]!r} of {what.rsplit(' ', 1)[-1]} is written as '{name}'"
+    if note and note not in notes:
+        notes.append(note)
+    return name
 
 
 def modality_of_words(text: str) -> str | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep.schema import LICENSES, PHENOTYPES, SPACES, VALUES, Number, valid
+from data_prep.schema import LICENSES, PHENOTYPES, SPACES, VALUES, Number, is_plain, valid
 from data_prep.shards import write_text
 from g3n.config import G3nError
 
@@ -165,6 +165,11 @@ def _scan(path: Path, line: int, row: dict[str, str]) -> Scan:
     for name in ("subject", "session"):
         if not (values[name].isalnum() and values[name].isascii() and len(values[name]) <= 64):
             raise G3nError(f"{where}: {name} '{values[name]}' must be at most 64 letters and digits, as in BIDS")
+    for name in ("diagnosis", "cohort"):
+        if values[name] is not None and not is_plain(values[name]):
+            raise G3nError(
+                f"{where}: {name} '{values[name][:60]}' must be at most 40 letters, digits and . _ + / -, no date"
+            )
     for name, form in (("axes", "three different of 0, 1, 2"), ("spacing_mm", "three numbers above 0")):
         if values[name] is not None and not _three(name, values[name]):
             raise G3nError(f"{where}: {name} is '{values[name]}'; expected {form}")

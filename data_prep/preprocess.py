@@ -13,8 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from data_prep.brain import need_tools
 from data_prep.ids import hash_label, read_key
 from data_prep.manifest import Scan, read_manifest, write_manifest
@@ -59,12 +57,14 @@ def preprocess_all(
     about = recipe.describe()
     _open_output(output, manifest.root, about)
     key_path = key_file or manifest_path.parent / "subjects.key"
-    named = pseudonymize(manifest.scans, read_key(key_path, output))
+    key = read_key(key_path, output)
+    named = pseudonymize(manifest.scans, key)
     _write_private(key_path.with_suffix(".tsv"), manifest.scans, named)
     visits = _visits(manifest.scans, named)
-    work = partial(_preprocess_visit, str(manifest.root), str(output), recipe, about)
+    work = partial(_preprocess_visit, str(manifest.root), str(output), recipe, about, key)
     by_scan: dict[tuple[str, str, str, int], Outcome] = {}
-    for visit, outcomes in zip(visits, run_all(work, visits, workers, "preprocess"), strict=True):
+    crashed = partial(_crashed, recipe.align)
+    for visit, outcomes in zip(visits, run_all(work, visits, workers, "preprocess", crashed), strict=True):
         by_scan.update({scan.key: outcome for scan, outcome in zip(visit.raw, outcomes, strict=True)})
     outcomes = [by_scan[scan.key] for scan in manifest.scans]
     done, failures = [], ["subject\tsession\tmodality\trun\treason"]
@@ -164,9 +164,16 @@ def _open_output(output: Path, root: Path, about: dict[str, Any]) -> None:
     write_text(mark, json.dumps(about, indent=1) + "\n")
 
 
-def _preprocess_visit(root: str, output: str, recipe: Recipe, about: dict[str, Any], visit: Visit) -> list[Outcome]:
+def _crashed(align: str, visit: Visit) -> list[Outcome]:
+    """Of a session that killed its process twice."""
+    return [Outcome(align, "its process died twice (out of memory?); try fewer --workers")] * len(visit.raw)
+
+
+def _preprocess_visit(
+    root: str, output: str, recipe: Recipe, about: dict[str, Any], key: bytes, visit: Visit
+) -> list[Outcome]:
     """All scans of a session again, unless every one is done: their transforms depend on each other."""
-    made = [{"recipe": about["fingerprint"], "source": _stamp(Path(root), scan)} for scan in visit.raw]
+    made = [{"recipe": about["fingerprint"], "source": _stamp(Path(root), scan, key)} for scan in visit.raw]
     targets = [Path(output) / scan.path for scan in visit.named]
     found = [_done(target, m) for target, m in zip(targets, made, strict=True)]
     if all(outcome is not None for outcome in found):
@@ -188,14 +195,19 @@ def _preprocess_visit(root: str, output: str, recipe: Recipe, about: dict[str, A
             write_text(_sidecar(target), json.dumps(tree, indent=1) + "\n")
             outcomes.append(Outcome(result.about["align"], None, tuple(result.about["flags"])))
         except OSError as error:
-            outcomes.append(Outcome(recipe.align, reason_of(error)))
+            outcomes.append(Outcome(recipe.align, _without_names(reason_of(error), Path(root), scan)))
     return outcomes
 
 
 def _without_names(reason: str, root: Path, scan: Scan) -> str:
     """failures.tsv lies among the derivatives: it says what is wrong, subjects.tsv beside the key says with which file."""
-    for text in (str(root / scan.path), scan.path, Path(scan.path).name, str(root)):
+    paths = [path for path in (scan.path, scan.mask) if path]
+    for text in (*(str(root / path) for path in paths), *paths, *(Path(path).name for path in paths), str(root)):
         reason = reason.replace(f"'{text}'", "the file").replace(text, "the file")
+    reason = re.sub(r"(?<![\w.])/[^\s'\":,;]+", "a path", reason)
+    for label in (scan.subject, scan.session):
+        if len(label) >= 4:
+            reason = re.sub(re.escape(label), "...", reason, flags=re.IGNORECASE)
     return reason
 
 
@@ -203,13 +215,13 @@ def _sidecar(target: Path) -> Path:
     return target.with_name(target.name.removesuffix(".nii.gz") + ".json")
 
 
-def _stamp(root: Path, scan: Scan) -> str | None:
-    """Size and time of the source, hashed (a date must not show); None where it cannot be read."""
+def _stamp(root: Path, scan: Scan, key: bytes) -> str | None:
+    """Size and time of the source and its plan, as a keyed hash (a date must not show); None where it cannot be read."""
     try:
         info = (root / scan.path).stat()
     except OSError:
         return None
-    return xxhash.xxh3_64_hexdigest(f"{info.st_size} {info.st_mtime_ns} {scan.axes} {scan.spacing_mm} {scan.space}")
+    return hash_label(f"{info.st_size} {info.st_mtime_ns} {scan.axes} {scan.spacing_mm} {scan.space} {scan.mask}", key)
 
 
 def _done(target: Path, made: dict[str, Any]) -> Outcome | None:

@@ -137,7 +137,7 @@ def draw(thumb: Thumb) -> None:
         shown = np.swapaxes(plane, 0, 1)  # rows run down
         planes.append(shown[::-1] if upright else shown)
     part = f"{thumb.target}.part.png"
-    picture.imsave(part, (np.concatenate(planes, axis=1) * 255).astype(np.uint8))
+    picture.imsave(part, (np.concatenate(planes, axis=1) * 255).astype(np.uint8), metadata={"Software": None})  # type: ignore[dict-item]
     os.replace(part, thumb.target)
 
 

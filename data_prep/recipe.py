@@ -44,7 +44,8 @@ class Recipe:
             "preprocess": VERSION,
             "align": self.align,
             "strip": self.strip,
-            "strip_command": self.strip_command if self.strip == "command" else None,
+            # a command may name a folder, and a folder a person
+            "strip_command": fingerprint_of(self.strip_command) if self.strip == "command" else None,
             "bias": self.bias,
             "atlas": {"name": self.atlas.name, "checksum": self.atlas.checksum},
             "grid": to_plain(self.grid),

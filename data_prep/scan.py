@@ -87,8 +87,8 @@ def write_scans(
         for scan in _scans(root, images, people, split_of[groups[subject]], license_tag, notes)
     ]
     known = set(people.subjects) | set(people.sessions)
-    notes += [f"the table of participants: '{p}' has no scan here" for p in sorted(known - set(by_subject))]
-    notes += [f"the table of participants has no row for '{s}'" for s in sorted(set(by_subject) - known) if known]
+    notes += [f"'{p}' of the table of participants has no scan here" for p in sorted(known - set(by_subject))]
+    notes += [f"'{s}' has no row in the table of participants" for s in sorted(set(by_subject) - known) if known]
     parts = {"train": 1 - shares.val - shares.test, "val": shares.val, "test": shares.test}
     write_manifest(
         output, root, scans, {"seed": shares.seed, "shares": parts, "skipped": dict(skipped), "notes": notes}
@@ -218,7 +218,10 @@ def report_lines(scans: Sequence[Scan], skipped: Mapping[str, str], notes: Seque
         lines.append("missing: " + ", ".join(f"{name} of {n} scans" for name, n in unknown.items()))
     reasons = Counter(reason.split(";")[0] for reason in skipped.values())
     lines += [f"left out: {n} files, {reason}" for reason, n in sorted(reasons.items())]
-    lines += [f"note: {note}" for note in notes[:10]]
-    if len(notes) > 10 or skipped:
+    general = [note for note in notes if not note.startswith("'")]
+    lines += [f"note: {note}" for note in general[:10]]
+    if len(notes) > len(general):  # they name people: a terminal's output is passed on easily
+        lines.append(f"note: {len(notes) - len(general)} on single subjects or files")
+    if notes or skipped:
         lines.append(f"all of it stands in {output.with_suffix('.json')}")
     return lines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -23,6 +24,8 @@ class Number:
 
 Levels = tuple[str, ...]
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+/-]{0,39}")
+_NOT_PLAIN = re.compile(r"[^A-Za-z0-9 ._+/-]+")
+_DATE = re.compile(r"\d{4}[-./]?[01]\d[-./]?[0-3]\d|[0-3]?\d[-./][01]?\d[-./](19|20)\d\d")
 
 # The first five are clinical variables of the model, the others are for probes and splits by site.
 VALUES: dict[str, Number | Levels | None] = {
@@ -73,7 +76,19 @@ def valid(name: str, value: str | float) -> bool:
         return not isinstance(value, str) and math.isfinite(value) and kind.low <= value <= kind.high
     if not isinstance(value, str):
         return False
-    return value in kind if kind is not None else _PLAIN.fullmatch(value) is not None
+    return value in kind if kind is not None else is_plain(value)
+
+
+def is_plain(text: str) -> bool:
+    """A short name of letters, digits and few signs, without a date: what a level of a variable may look like."""
+    return _PLAIN.fullmatch(text) is not None and not _DATE.search(text)
+
+
+def plain_name(text: str) -> str | None:
+    """``text`` without accents and odd signs, at most 40 characters; None where nothing is left or it holds a date."""
+    ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    name = " ".join(_NOT_PLAIN.sub(" ", ascii_text).split()).lstrip(" ._+/-")[:40].strip()
+    return name if is_plain(name) else None
 
 
 def clean(values: Mapping[str, str | float | None], who: str, notes: list[str]) -> dict[str, str | float]:

@@ -162,6 +162,18 @@ def write_volume(path: str | Path, volume: np.ndarray, affine: np.ndarray) -> No
     path = Path(path)
     if not path.name.endswith(".nii.gz"):
         raise G3nError(f"'{path}' cannot be written: expected a name ending in .nii.gz")
+    image = _image(volume, affine)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        with open(part, "wb") as file, gzip.GzipFile("", "wb", 3, file, mtime=0) as stream:
+            stream.write(image.to_bytes())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _image(volume: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
     kind = np.dtype(np.float32) if volume.dtype.kind == "f" else volume.dtype
     if kind.kind == "b":
         kind = np.dtype(np.uint8)
@@ -171,14 +183,29 @@ def write_volume(path: str | Path, volume: np.ndarray, affine: np.ndarray) -> No
     image.set_sform(affine, code="aligned")
     image.set_qform(affine, code="aligned")
     image.header.set_xyzt_units("mm")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        with open(part, "wb") as file, gzip.GzipFile("", "wb", 3, file, mtime=0) as stream:
-            stream.write(image.to_bytes())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    return image
+
+
+def canonical_header(volume: np.ndarray, affine: np.ndarray) -> bytes:
+    """The 352 bytes that ``write_volume`` puts before the voxels: shape, type, scale and affine, nothing else."""
+    return bytes(_image(volume, affine).to_bytes()[:352])
+
+
+def read_exactly_as_stored(path: str | Path, max_voxels: int = 2**28) -> tuple[np.ndarray, np.ndarray, bytes, int]:
+    """[X, Y, Z] in the file's own type, its affine, all bytes of the (unzipped) file up to the last voxel, and how many
+    follow (at most 16 MiB are looked at). For little-endian NIfTI-1 without scaling, as ``write_volume`` makes them; raises
+    G3nError as ``read_volume`` does, and for any other file."""
+    volume, affine = read_volume(path, max_voxels)
+    with gzip.open(path, "rb") as stream:
+        start = stream.read(352)
+        header = nib.Nifti1Header.from_fileobj(io.BytesIO(start[:348]), check=False)
+        dtype, offset = header.get_data_dtype(), int(header.get_data_offset())
+        if header.endianness != "<" or header.get_slope_inter() not in ((None, None), (1.0, 0.0)):
+            raise G3nError(f"'{path}' is scaled or big-endian; preprocess it")
+        whole = start + stream.read(offset - len(start) + volume.size * dtype.itemsize)
+        rest = len(stream.read(_MAX_REST_BYTES))
+    stored = np.frombuffer(whole[offset:], dtype).reshape(volume.shape, order="F")
+    return stored, affine, whole, rest
 
 
 def resample(volume: np.ndarray, affine: np.ndarray, grid: Grid, order: int = 1) -> np.ndarray:

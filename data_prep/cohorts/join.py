@@ -63,7 +63,7 @@ def join(cohort: Cohort, images: Sequence[Image], rows: Sequence[Row], report: R
 
 
 def _join_one(cohort: Cohort, image: Image, rows: Sequence[Row], report: Report) -> Joined:
-    who = f"{cohort.name} {image.subject}"
+    who = f"'{image.subject}'"
     values: dict[str, str | float | datetime.date | None] = {}
     delay: int | None = None
     for name in sorted({name for row in rows for name, value in row.values.items() if value is not None}):

@@ -33,6 +33,13 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def test_outputs_hold_nothing_but_the_whitelist(work: Path) -> None:
+    for folder in ("derivatives", "shards", "latents"):
+        run("python", "-m", "data_prep", "scrub", "--verify", f"{work}/{folder}", "--names", f"{work}/subjects.tsv")
+    for folder in ("shards", "latents"):
+        assert "no problems" in run("python", "-m", "data_prep", "verify", f"{work}/{folder}")
+
+
 def on_the_grid(path: Path) -> np.ndarray:
     """The volume, after checking what a viewer would see of its place: affine, LPS, 4 mm, millimeters."""
     image = nib.load(path)

@@ -115,9 +115,9 @@ def bad_images() -> dict:
         "good": (volume, affine),
         "squeezed": (volume[..., None], affine),
         "negative": (volume - 5, affine),
-        "truncated": whole[: len(whole) // 2],
+        "halved": whole[: len(whole) // 2],
         "fourD": (np.stack([volume, volume], -1), affine),
-        "zero": (volume * 0, affine),
+        "empty": (volume * 0, affine),
         "below": (-volume, affine),
         "nan": (nan, affine),
         "text": b"not an image",
@@ -133,9 +133,9 @@ def test_bad_scans_are_listed_and_the_rest_is_done(tmp_path: Path) -> None:
     label_of = {path.parent.parent.parent.name[4:]: name for name, path in volumes(manifest, tmp_path / "out").items()}
     reasons = {label_of[row[0]]: row[-1] for row in rows[1:]}
     words = {
-        "truncated": "truncated",
+        "halved": "truncated",
         "fourD": "4-D",
-        "zero": "all zero",
+        "empty": "all zero",
         "below": "no positive voxel",
         "nan": "1 NaN",
         "text": "not a NIfTI",
@@ -182,7 +182,7 @@ def test_exit_codes(tmp_path: Path) -> None:
         return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
 
     (tmp_path / "x").mkdir()
-    every = run(make_manifest(tmp_path / "x" / "raw", {"zero": (np.zeros((4, 4, 4)), np.eye(4)), "text": b"no"}), "a")
+    every = run(make_manifest(tmp_path / "x" / "raw", {"empty": (np.zeros((4, 4, 4)), np.eye(4)), "text": b"no"}), "a")
     assert every.returncode == 1
     assert "2 failed" in every.stdout
     wrong = run(tmp_path / "none.tsv", "b")

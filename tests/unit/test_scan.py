@@ -89,7 +89,7 @@ def test_finds_scans_and_variables(bids: Path) -> None:
     }
     notes = "\n".join(about["notes"])
     assert "age is 'tall'" in notes
-    assert "'D' has no scan" in notes
+    assert "'D' of the table of participants has no scan" in notes
     assert about["seed"] == 0
     assert about["shares"]["val"] == 0.15
 
