@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from nibabel.freesurfer.mghformat import MGHHeader
+from nibabel.freesurfer.mghformat import MGHError, MGHHeader
 from nibabel.nifti1 import Nifti1PairHeader
 from nibabel.spatialimages import HeaderDataError
 from nibabel.spm99analyze import Spm99AnalyzeHeader
@@ -62,10 +62,10 @@ def orientation_known(path: Path) -> bool:
 
 
 def _read_pair(path: Path, max_voxels: int) -> tuple[np.ndarray, np.ndarray]:
-    start = path.with_suffix(".hdr").read_bytes()[: _HDR_BYTES + 1]
+    with open(path.with_suffix(".hdr"), "rb") as head:
+        start = head.read(_HDR_BYTES)
     if len(start) < _HDR_BYTES:
         raise G3nError(f"'{path}' is cut off in its header; copy it again")
-    start = start[:_HDR_BYTES]
     kind = Nifti1PairHeader if start[344:347] == b"ni1" else Spm99AnalyzeHeader
     if start[344:347] != b"ni1" and int.from_bytes(start[:4], "little") != _HDR_BYTES != int.from_bytes(
         start[:4], "big"
@@ -73,12 +73,14 @@ def _read_pair(path: Path, max_voxels: int) -> tuple[np.ndarray, np.ndarray]:
         raise G3nError(f"'{path}' is not an Analyze or NIfTI header; expected one of 348 bytes")
     header, shape, dtype, affine = _header(path, kind, start, max_voxels)
     slope, inter = _scaling(header)
-    offset = int(header.get_data_offset()) if kind is Nifti1PairHeader else 0
+    offset = float(header["vox_offset"]) if kind is Nifti1PairHeader else 0.0
+    if not 0 <= offset <= 1 << 24:
+        raise G3nError(f"'{path}' has a damaged header (voxels start at byte {offset:g})")
     image = path.with_suffix(".img")
     zipped = not image.is_file()
     with open(f"{image}.gz" if zipped else image, "rb") as file:
         stream = gzip.GzipFile(fileobj=file) if zipped else file
-        return _voxels(path, stream, max(0, min(offset, 1 << 24)), shape, dtype, slope, inter), affine
+        return _voxels(path, stream, int(offset), shape, dtype, slope, inter), affine
 
 
 def _read_mgh(path: Path, max_voxels: int) -> tuple[np.ndarray, np.ndarray]:
@@ -100,7 +102,7 @@ def _header(
         header = kind.from_fileobj(io.BytesIO(start), check=False)
         shape = tuple(int(n) for n in header.get_data_shape())
         dtype, affine = header.get_data_dtype(), np.array(header.get_best_affine(), np.float64)
-    except (HeaderDataError, ValueError, KeyError, TypeError, OverflowError, IndexError) as error:
+    except (HeaderDataError, MGHError, ValueError, KeyError, TypeError, OverflowError, IndexError) as error:
         raise G3nError(f"'{path}' has a damaged header ({' '.join(str(error).split())[:100]})") from error
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]

@@ -107,7 +107,7 @@ def _nifti(path: Path, blobs: list[bytes]) -> Iterator[str]:
     """The gzip header without name and time, the NIfTI header as g3n writes it, and nothing after the voxels."""
     raw = path.read_bytes()
     blobs.append(raw)
-    if raw[:2] != b"\x1f\x8b":
+    if len(raw) < 10 or raw[:2] != b"\x1f\x8b":
         raise G3nError("is not gzipped")
     if raw[3] or any(raw[4:8]):
         yield "its gzip header holds a file's name, a comment or a time"

@@ -22,6 +22,7 @@ from g3n.nifti import place_on_atlas, resample, to_grid
 
 _CENTER_ORDER = ("T1", "T1c", "T2", "FLAIR")
 _MIN_BRAIN_SHARE = 0.02  # of the grid's voxels
+_ON_MNI = ("mni", "mni_stripped")
 _REGISTERED_DICE = 0.88  # a scan that claims to lie on the atlas must overlap it so well
 
 Reader = Callable[[Path], tuple[np.ndarray, np.ndarray]]
@@ -157,7 +158,7 @@ def align(image: Loaded, recipe: Recipe) -> tuple[np.ndarray, str]:
         shift = moved @ np.linalg.inv(image.affine)
         return shift, "header" if moved is image.affine else "center"
     atlas = recipe.atlas
-    on_icbm152 = image.scan.space in ("mni", "mni_stripped") and atlas.name == "icbm152" and image.stripped
+    on_icbm152 = image.scan.space in _ON_MNI and atlas.name == "icbm152" and image.stripped
     if on_icbm152 and overlap(image, atlas) >= _REGISTERED_DICE:
         return np.eye(4), "registered"
     return np.linalg.inv(register(image.volume, image.affine, atlas.t1, atlas.affine, "Affine")), "affine"
@@ -174,7 +175,7 @@ def overlap(image: Loaded, atlas: Atlas) -> float:
 def to_center(image: Loaded, center: Loaded, recipe: Recipe) -> np.ndarray:
     """[4, 4] image world mm -> center world mm. Scans on one grid were brought there by who made them."""
     same = image.volume.shape == center.volume.shape and np.allclose(image.affine, center.affine, atol=1e-3)
-    together = image.scan.space in ("mni", "mni_stripped", "brats") and image.scan.space == center.scan.space
+    together = image.scan.space in (*_ON_MNI, "brats") and image.scan.space == center.scan.space
     if recipe.align != "affine" or (same and (together or image.came_stripped)):
         return np.eye(4)
     return np.linalg.inv(register(image.head, image.affine, center.head, center.affine, "Rigid"))
@@ -199,6 +200,8 @@ def finish(image: Loaded, to_atlas: np.ndarray, route: str, recipe: Recipe, is_c
         "stripped": image.stripped,
         **measure(volume, brain, *atlas_on(recipe.atlas, grid)),
     }
+    if image.scan.space in _ON_MNI:
+        quality["dice_header"] = round(overlap(image, recipe.atlas), 4)
     about: dict[str, Any] = {
         "modality": image.scan.modality,
         "align": route,

@@ -39,7 +39,7 @@ class Of:
 NUMBER, LEVEL, TEXT = "a number", "a level", "a reason"
 _GRID = {"shape": Of(NUMBER), "affine": Of(Of(NUMBER))}
 _QUALITY = {
-    **dict.fromkeys(("brain_ml", "stripped", "dice_atlas", "correlation_atlas", "background_share", "atlas_covered"), NUMBER),
+    **dict.fromkeys(("brain_ml", "stripped", "dice_atlas", "dice_header", "correlation_atlas", "background_share", "atlas_covered"), NUMBER),
     **dict.fromkeys(("p1", "p50", "p99", "p99_9"), NUMBER),
     "extent_mm": Of(NUMBER),
     "spacing_mm": Of(NUMBER),
