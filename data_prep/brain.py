@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from scipy import ndimage
 
 from data_prep.register import to_ants
 from g3n.config import G3nError
@@ -18,6 +19,7 @@ STRIPPERS = ("deepbet", "robex", "command")
 _TIMEOUT_S = 3600
 _MAX_BRAIN_ML = 2300.0
 _MAX_BRAIN_SHARE = 0.35
+_BIAS_SPACING_MM = 6.0
 
 
 def volume_ml(mask: np.ndarray, affine: np.ndarray) -> float:
@@ -88,14 +90,39 @@ def _by_command(volume: np.ndarray, affine: np.ndarray, command: str) -> np.ndar
 
 
 def remove_bias(volume: np.ndarray, affine: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """``volume`` [X, Y, Z] divided by its smooth bias field, estimated within ``mask`` (N4, doi:10.1109/TMI.2010.2046908)."""
+    """``volume`` [X, Y, Z] divided by its smooth bias field, estimated within ``mask`` (N4, doi:10.1109/TMI.2010.2046908).
+
+    N4 runs on means of blocks of about 6 mm, and its field's logarithm is interpolated between them: three times faster at
+    1 mm than ANTs's shrink factor 4 and nearer to a known field (docs/log.md).
+    """
     import ants
 
+    factor = np.maximum(1, np.rint(_BIAS_SPACING_MM / np.linalg.norm(affine[:3, :3], axis=0))).astype(int)
+    share = _block_means(mask.astype(np.float32), factor)
+    mean = _block_means(np.where(mask, volume, 0).astype(np.float32), factor) / np.maximum(share, 1e-6)
+    inside = share >= 0.5
+    if not inside.any():
+        inside = share > 0
+    small = affine.copy()
+    small[:3, :3] *= factor
+    small[:3, 3] += affine[:3, :3] @ ((factor - 1) / 2)
     field = ants.n4_bias_field_correction(
-        to_ants(volume, affine),
-        mask=to_ants(mask, affine),
-        shrink_factor=4 if min(volume.shape) >= 64 else 2,
+        to_ants(np.where(inside, mean, 0), small),
+        mask=to_ants(inside, small),
+        shrink_factor=1,
         convergence={"iters": [50, 50, 50, 50], "tol": 1e-7},
         return_bias_field=True,
     ).numpy()
-    return np.where(field > 0.05, volume / np.maximum(field, 0.05), volume).astype(np.float32)
+    log_field = np.log(np.clip(field, 0.05, 20.0))
+    offset = -(factor - 1) / 2 / factor
+    to_block = np.diag(1 / factor)
+    smooth = ndimage.affine_transform(log_field, to_block, offset, volume.shape, np.float32, order=1, mode="nearest")
+    return (volume / np.exp(smooth)).astype(np.float32)
+
+
+def _block_means(volume: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """Means of blocks of ``factor`` voxels; what sticks out at the end counts as 0."""
+    padded = np.pad(volume, [(0, int(-n % f)) for n, f in zip(volume.shape, factor, strict=True)])
+    x, y, z = (n // f for n, f in zip(padded.shape, factor, strict=True))
+    a, b, c = factor
+    return np.asarray(padded.reshape(x, a, y, b, z, c).mean(axis=(1, 3, 5)))

@@ -13,7 +13,7 @@ from data_prep.shards import fingerprint_of
 from g3n.config import G3nError, build, to_plain
 from g3n.nifti import Grid
 
-VERSION = 2
+VERSION = 3
 KEYS = ("preprocess", "align", "strip", "strip_command", "bias", "atlas", "grid")
 
 

@@ -25,19 +25,16 @@ def register(
 ) -> np.ndarray:
     """[4, 4] that maps RAS+ world mm of ``fixed`` to those of ``moving``; volumes [X, Y, Z], affines [4, 4].
 
-    Mutual information, from the centers of mass, on ``fixed`` at ``spacing_mm``. One thread and a fixed seed: the same
+    Mutual information, from the centers of mass, both at no finer than ``spacing_mm``. One thread and a fixed seed: the same
     input gives the same matrix.
     """
     import ants
 
     ants.config.set_ants_deterministic(True, 1)  # registration() itself takes a seed and ignores it
-    target = to_ants(fixed, fixed_affine)
-    if min(target.spacing) < spacing_mm:
-        spacing = tuple(max(spacing_mm, s) for s in target.spacing)
-        target = ants.resample_image(target, spacing, False, 0)
+    target, source = (_coarser(to_ants(v, a), spacing_mm) for v, a in ((fixed, fixed_affine), (moving, moving_affine)))
     with tempfile.TemporaryDirectory() as folder:
         prefix = os.path.join(folder, "t")
-        result = ants.registration(target, to_ants(moving, moving_affine), kind, outprefix=prefix)
+        result = ants.registration(target, source, kind, outprefix=prefix)
         found = ants.read_transform(result["fwdtransforms"][0])
     origin = np.array(found.apply_to_point((0.0, 0.0, 0.0)))
     lps = np.eye(4)
@@ -47,6 +44,14 @@ def register(
         step[axis] = 100.0
         lps[:3, axis] = (np.array(found.apply_to_point(tuple(step))) - origin) / 100
     return _FLIP @ lps @ _FLIP
+
+
+def _coarser(image: Any, spacing_mm: float) -> Any:
+    import ants
+
+    if min(image.spacing) >= spacing_mm:
+        return image
+    return ants.resample_image(image, tuple(max(spacing_mm, s) for s in image.spacing), False, 0)
 
 
 def to_ants(volume: np.ndarray, affine: np.ndarray) -> Any:
