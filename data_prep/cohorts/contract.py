@@ -67,7 +67,8 @@ def plan_by_space(image: Image) -> Plan:
 @dataclass(frozen=True)
 class Cohort:
     """``phenotypes`` takes the root and the harmonise mode. Shares are of 1: ``min_match`` of images that must find a
-    row, ``female_share`` of subjects (checked to +-0.05 on 50 or more subjects, a warning)."""
+    row, ``female_share`` of subjects (checked to +-0.05 on 50 or more subjects, a warning), ``site_female_share`` of the
+    subjects whom the tables give to a site (10 or more)."""
 
     name: str
     license: str  # open, nc or dua
@@ -78,4 +79,5 @@ class Cohort:
     female_share: float | None = None
     site_female_share: Mapping[str, float] = field(default_factory=dict)
     ids_unique_within: Literal["cohort", "site"] = "cohort"
-    sites_must_pass: bool = False  # a wrong female share of a site is an error: the sex codes are probably inverted
+    has_relatives: bool = False  # without a family in the rows they may fall into two splits: a warning
+    sites_must_pass: bool = False  # a site's female share off by over 0.15 is an error: sex codes are probably inverted

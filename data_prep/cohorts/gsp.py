@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from data_prep.cohorts.contract import Cohort, Harmonise, Image, Row
 from data_prep.cohorts.tables import code, files, find_table, number, read_table
+from g3n.config import G3nError
 
 _FILE = (
-    r"(?:^|/)(?:sub-(?P<sub>\d{4})_ses-(?P<ses>\d+)/anatomical_brain/[^/]+|Sub(?P<raw>\d{4})_Ses(?P<rawses>\d+)/anat/[^/]*T1[^/]*)"
+    r"(?:^|/)(?:sub-(?P<sub>\d{4})_ses-(?P<ses>\d+)/anatomical_brain/[^/]+|Sub(?P<raw>\d{4})_Ses(?P<rawses>\d+)/anat/(?:[^/]+/)*[^/]*T1[^/]*)"
     r"\.nii\.gz$"
 )
 
@@ -29,21 +31,25 @@ def discover(root: Path) -> list[Image]:
 
 
 def phenotypes(root: Path, harmonise: Harmonise) -> list[Row]:
-    """Ages are rounded to even years. The retest list repeats subjects."""
+    """Ages are rounded to even years. Ids name the visit: Sub0001_Ses1 is sub-0001_ses-01. The retest list repeats subjects,
+    whose sex holds for every visit."""
     rows = []
     for pattern, needed in (("GSP_list*.csv", True), ("GSP_retest*.csv", False)):
         path = find_table(root, pattern, needed=needed)
         for row in [] if path is None else read_table(path, ["Subject_ID", "Sex", "Age_Bin"]):
-            subject, _, session = row["Subject_ID"].partition("_")
+            named = re.fullmatch(r"Sub(\d{4})(?:_Ses(\d+))?", row["Subject_ID"])
+            if named is None:
+                raise G3nError(f"{path} names '{row['Subject_ID'][:20]}'; expected a Subject_ID like Sub0001_Ses1")
             values = {
-                "age_years": number(row["Age_Bin"]),
+                "age_years": number(row["Age_Bin"], what=f"{pattern} Age_Bin"),
                 "age_precision": "bin2",
                 "sex": code(row["Sex"], {"M": "M", "F": "F"}, f"{pattern} Sex"),
                 "diagnosis": "HC",
                 "diagnosis_source": "cohort_default",
             }
-            rows.append(Row(subject.removeprefix("Sub"), values, session=session.removeprefix("Ses") or "1"))
-    return rows + [Row(row.subject, {"sex": row.values["sex"], "diagnosis": "HC"}) for row in rows]
+            rows.append(Row(named[1], values, session=str(int(named[2] or 1))))
+    always = ("sex", "diagnosis", "diagnosis_source")
+    return rows + [Row(row.subject, {name: row.values[name] for name in always}) for row in rows]
 
 
 COHORT = Cohort("gsp", "nc", discover, phenotypes, min_match=0.9, female_share=0.58)

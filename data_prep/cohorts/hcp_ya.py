@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from data_prep.cohorts.contract import Cohort, Harmonise, Image, Row
@@ -20,9 +21,11 @@ def discover(root: Path) -> list[Image]:
 
 
 def phenotypes(root: Path, harmonise: Harmonise) -> list[Row]:
-    """Public ages are bins of five years (their middle, marked bin5; exact in paper mode); restricted tables add age and family."""
+    """Public ages are bins of five years: their middle, marked bin5, in paper mode as if exact. Restricted tables add family,
+    handedness, years of school and (clean mode) the age in years."""
     path = find_table(root, "unrestricted_*.csv", "HCP_YA_subjects_*.csv", "HCP_S1200*.csv")
     assert path is not None
+    more = _restricted(root, harmonise)
     rows = []
     for row in read_table(path, ["Subject", "Gender", "Age"]):
         if row["Age"] not in (*_BINS, ""):
@@ -31,30 +34,43 @@ def phenotypes(root: Path, harmonise: Harmonise) -> list[Row]:
             "age_years": _BINS.get(row["Age"]),
             "age_precision": "exact" if harmonise == "paper" else "bin5",
             "sex": code(row["Gender"], {"M": "M", "F": "F"}, f"{path.name} Gender"),
-            "mmse": number(row.get("MMSE_Score", "")),
+            "mmse": number(row.get("MMSE_Score", ""), what=f"{path.name} MMSE_Score"),
             "diagnosis": "HC",
             "diagnosis_source": "cohort_default",
+            "diagnosis_detail": _anomaly(row.get("QC_Issue", ""), path.name),
         }
-        rows.append((row["Subject"], values))
-    more = _restricted(root)
-    merged = [Row(subject, {**values, **more.get(subject, {})}) for subject, values in rows]
-    return merged
+        rows.append(Row(row["Subject"], {**values, **more.get(row["Subject"], {})}))
+    return rows
 
 
-def _restricted(root: Path) -> dict[str, dict[str, str | float | None]]:
-    """Exact age, family and handedness (-100 to 100), for those who may use them."""
+def _anomaly(issues: str, table: str) -> str | None:
+    """QC_Issue lists letters: A is a focal anomaly of the brain, B to E are of the acquisition."""
+    letters = set() if issues.lower() in ("nan", "na", "n/a", "none") else set(re.findall("[A-Z]", issues.upper()))
+    if letters - set("ABCDE"):
+        raise G3nError(f"{table} QC_Issue is '{issues[:20]}'; known: letters A to E. Look it up")
+    return "focal anomaly" if "A" in letters else None
+
+
+def _restricted(root: Path, harmonise: Harmonise) -> dict[str, dict[str, str | float | None]]:
+    """Family, handedness (-100 to 100), years of school and age, for those who may use them."""
     path = find_table(root, "RESTRICTED_*.csv", "restricted_*.csv", needed=False)
     found: dict[str, dict[str, str | float | None]] = {}
-    for row in [] if path is None else read_table(path, ["Subject"]):
-        values: dict[str, str | float | None] = {"family": row.get("Family_ID") or row.get("Mother_ID") or None}
-        age, hand = number(row.get("Age_in_Yrs", "")), number(row.get("Handedness", ""))
-        if age is not None:
+    if path is None:
+        return found
+    for row in read_table(path, ["Subject", "Family_ID"]):
+        age, hand, school = (
+            number(row.get(name, ""), what=f"{path.name} {name}") for name in ("Age_in_Yrs", "Handedness", "SSAGA_Educ")
+        )
+        values: dict[str, str | float | None] = {
+            "family": row["Family_ID"] or row.get("Mother_ID") or None,
+            "education_years": school,
+        }
+        if age is not None and harmonise == "clean":
             values |= {"age_years": age, "age_precision": "year"}
         if hand is not None:
             values["handedness"] = "R" if hand > 40 else "L" if hand < -40 else "A"
-        values["education_years"] = number(row.get("SSAGA_Educ", ""))
         found[row["Subject"]] = values
     return found
 
 
-COHORT = Cohort("hcp_ya", "dua", discover, phenotypes, min_match=0.99, female_share=0.54)
+COHORT = Cohort("hcp_ya", "dua", discover, phenotypes, min_match=0.99, female_share=0.54, has_relatives=True)

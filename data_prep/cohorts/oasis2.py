@@ -7,8 +7,9 @@ from pathlib import Path
 from data_prep.cohorts.contract import Cohort, Harmonise, Image, Plan, Row
 from data_prep.cohorts.tables import code, files, find_table, number, read_table
 
-_FILE = r"(?:^|/)(?P<sub>OAS2_\d{4})_MR(?P<ses>\d+)/RAW/mpr-1[^/]*\.(?:hdr|nii|nii\.gz)$"
+_FILE = r"(?:^|/)(?P<sub>OAS2_\d{4})_MR(?P<ses>\d+)/RAW/mpr-1(?!\d)[^/]*\.(?:hdr|nii|nii\.gz)$"
 _GROUP = {"Nondemented": "HC", "Demented": "AD", "Converted": "MCI"}
+_BY_CDR = {"0": "HC", "0.5": "MCI", "1": "AD", "2": "AD", "3": "AD"}
 
 
 def discover(root: Path) -> list[Image]:
@@ -24,22 +25,23 @@ def phenotypes(root: Path, harmonise: Harmonise) -> list[Row]:
     path = find_table(root, "oasis_longitudinal*.csv", "oasis_longitudinal*.xlsx")
     assert path is not None
     rows = []
-    for row in read_table(path, ["Subject ID", "MRI ID", "Group", "MR Delay", "M/F", "Age", "CDR"]):
-        cdr = number(row["CDR"])
+    for row in read_table(
+        path, ["Subject ID", "MRI ID", "Group", "MR Delay", "M/F", "Hand", "Age", "EDUC", "MMSE", "CDR"]
+    ):
         group = code(row["Group"], _GROUP, f"{path.name} Group")
-        by_cdr = None if cdr is None else "HC" if cdr == 0 else "MCI" if cdr == 0.5 else "AD"
+        by_cdr = code(row["CDR"], _BY_CDR, f"{path.name} CDR")
         values = {
-            "age_years": number(row["Age"]),
+            "age_years": number(row["Age"], what=f"{path.name} Age"),
             "age_precision": "year",
             "sex": code(row["M/F"], {"M": "M", "F": "F"}, f"{path.name} M/F"),
-            "handedness": code(row.get("Hand", ""), {"R": "R", "L": "L"}, f"{path.name} Hand"),
+            "handedness": code(row["Hand"], {"R": "R", "L": "L"}, f"{path.name} Hand"),
             "diagnosis": group if harmonise == "paper" else by_cdr,
             "diagnosis_source": "baseline" if harmonise == "paper" else "visit",
             "diagnosis_detail": row["Group"] or None,
-            "cdr_global": cdr,
-            "mmse": number(row.get("MMSE", "")),
-            "education_years": number(row.get("EDUC", "")),
-            "days_from_baseline": number(row["MR Delay"]),
+            "cdr_global": number(row["CDR"]),
+            "mmse": number(row["MMSE"], what=f"{path.name} MMSE"),
+            "education_years": number(row["EDUC"], what=f"{path.name} EDUC"),
+            "days_from_baseline": number(row["MR Delay"], what=f"{path.name} MR Delay"),
         }
         rows.append(Row(row["Subject ID"], values, session=row["MRI ID"].rpartition("_MR")[2]))
     return rows

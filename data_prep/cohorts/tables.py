@@ -18,14 +18,15 @@ Table = list[dict[str, str]]
 
 
 def find_table(root: Path, *patterns: str, needed: bool = True) -> Path | None:
-    """The newest (by name, so by its date suffix) file below ``root`` or ``root``/* that fits one of the patterns.
+    """The newest file below ``root`` or ``root``/* that fits one of the patterns: by the date that ends its name ('_01Jan2026',
+    '_20260101'), then by its name.
 
     Raises G3nError where none does and it is ``needed``.
     """
     for pattern in patterns:
         found = sorted(p for p in (*root.glob(pattern), *root.glob(f"*/{pattern}")) if p.is_file())
         if found:
-            return max(found, key=lambda p: p.name)
+            return max(found, key=lambda p: (day(p.stem.rpartition("_")[2]) or datetime.date.min, p.name))
     if needed:
         raise G3nError(f"'{root}' has no table {' or '.join(patterns)}; put the cohort's phenotype file there")
     return None
@@ -74,16 +75,16 @@ def _sheet(path: Path) -> list[list[str]]:
     return [[str(value) for value in row] for row in frame.to_numpy().tolist()]
 
 
-def number(text: str, missing: Sequence[str] = ()) -> float | None:
+def number(text: str, missing: Sequence[str] = (), what: str = "a value") -> float | None:
     """A number, or None for '', 'n/a', 'NA', 'NaN', '.' and the cohort's own sentinels in ``missing`` (compared as numbers
-    too: '-9999' covers '-9999.0'). Raises G3nError for other text."""
+    too: '-9999' covers '-9999.0'). Raises G3nError for other text, which names ``what`` it was."""
     plain = text.strip()
     if plain.lower() in ("", "n/a", "na", "nan", ".", "none", "null") or plain in missing:
         return None
     try:
         value = float(plain)
     except ValueError:
-        raise G3nError(f"'{plain[:60]}' is not a number") from None
+        raise G3nError(f"{what} is '{plain[:60]}', which is not a number; correct the table") from None
     sentinels = [float(m) for m in missing if re.fullmatch(r"-?\d+(\.\d+)?", m)]
     return None if not math.isfinite(value) or value in sentinels else value
 
@@ -102,10 +103,35 @@ def code(text: str, levels: Mapping[str, str | None], what: str) -> str | None:
     return by_lower[plain.lower()]
 
 
+def plain_id(text: str, what: str) -> str:
+    """An id of digits without leading zeros: '0050952', '50952' and '50952.0' (from a spreadsheet) are one subject.
+
+    Raises G3nError for any other text.
+    """
+    match = re.fullmatch(r"0*(\d+)(?:\.0+)?", text.strip())
+    if match is None:
+        raise G3nError(f"{what} is '{text.strip()[:20]}'; expected a subject's number, is it the right table?")
+    return match[1]
+
+
+def e4_count(text: str, what: str, missing: Sequence[str] = ()) -> float | None:
+    """How many of two APOE alleles are e4: 'E3/E4', '3/4', '34', or '34.0' and '3.0/4.0' from a spreadsheet.
+
+    Raises G3nError for any other text: a genotype that is not understood is not a non-carrier.
+    """
+    plain = re.sub(r"\.0+(?!\d)", "", text.strip()).upper()
+    if plain in ("", "N/A", "NA", "NAN", *missing):
+        return None
+    match = re.fullmatch(r"E?([234])/?E?([234])", plain)
+    if match is None:
+        raise G3nError(f"{what} has the genotype '{text.strip()[:20]}'; expected two of 2, 3 and 4, as in E3/E4")
+    return float(match.groups().count("4"))
+
+
 def day(text: str) -> datetime.date | None:
-    """YYYY-MM-DD, YYYYMMDD, MM/DD/YYYY or MM/YYYY (its first day), else None."""
+    """YYYY-MM-DD, YYYYMMDD, MM/DD/YYYY, 01Jan2026 or MM/YYYY (its first day), else None."""
     plain = text.strip()[:10]
-    for form, length in (("%Y-%m-%d", 10), ("%m/%d/%Y", 10), ("%Y%m%d", 8), ("%m/%Y", 7)):
+    for form, length in (("%Y-%m-%d", 10), ("%m/%d/%Y", 10), ("%Y%m%d", 8), ("%d%b%Y", 9), ("%m/%Y", 7)):
         try:
             return datetime.datetime.strptime(plain[:length], form).date()
         except ValueError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from data_prep.cohorts.contract import Cohort, Harmonise, Image, Row
@@ -11,6 +12,16 @@ _FILE = r"(?:^|/)(?P<sub>UPENN-GBM-\d{5})_11_(?P<mod>T1GD|T1|T2|FLAIR)\.nii\.gz$
 _MODALITY = {"T1GD": "T1c", "T1": "T1", "T2": "T2", "FLAIR": "FLAIR"}
 _MISSING = ["Not Available", "Not Applicable"]
 _NONE = dict.fromkeys(_MISSING)
+_LEVELS: Mapping[str, Mapping[str, str | None]] = {
+    "Gender": {"M": "M", "F": "F"},
+    "IDH1": {"Wildtype": "wildtype", "Mutated": "mutant", "NOS/NEC": None, **_NONE},
+    "MGMT": {"Methylated": "methylated", "Unmethylated": "unmethylated", "Indeterminate": None, **_NONE},
+    "GTR_over90percent": {"Y": "GTR", "N": "STR", **_NONE},
+    "Survival_Status": {
+        "Deceased": "1", "Alive": "0", "Lost to Follow-up": "0", "Deceased - uncertain date of death": None, **_NONE,
+    },
+}  # fmt: skip
+_DIED, _CENSORED = "Survival_from_surgery_days_UPDATED", "Survival_Censor"
 
 
 def discover(root: Path) -> list[Image]:
@@ -26,39 +37,28 @@ def phenotypes(root: Path, harmonise: Harmonise) -> list[Row]:
     path = find_table(root, "UPENN-GBM_clinical_info*.csv")
     assert path is not None
     rows = []
-    for row in read_table(path, ["ID", "Gender", "Age_at_scan_years", "IDH1", "MGMT"]):
+    for row in read_table(path, ["ID", "Age_at_scan_years", "KPS", _DIED, _CENSORED, *_LEVELS]):
         subject, _, visit = row["ID"].rpartition("_")
         if visit != "11":
             continue
-        states = {
-            "Deceased": "1",
-            "Alive": "0",
-            "Lost to Follow-up": "0",
-            "Deceased - uncertain date of death": None,
-            **_NONE,
-        }
-        event = code(row.get("Survival_Status", ""), states, f"{path.name} Survival_Status")
-        survival = row.get("Survival_from_surgery_days_UPDATED" if event == "1" else "Survival_Censor", "")
-        cut = {"Y": "GTR", "N": "STR", **_NONE}
+        levels = {name: code(row[name], known, f"{path.name} {name}") for name, known in _LEVELS.items()}
+        event = levels["Survival_Status"]
+        survival = _DIED if event == "1" else _CENSORED
         values = {
-            "age_years": number(row["Age_at_scan_years"], _MISSING),
-            "sex": code(row["Gender"], {"M": "M", "F": "F"}, f"{path.name} Gender"),
+            "age_years": number(row["Age_at_scan_years"], _MISSING, f"{path.name} Age_at_scan_years"),
+            "sex": levels["Gender"],
             "diagnosis": "GBM",
             "diagnosis_source": "cohort_default",
             "who_grade": 4.0,
-            "idh": code(row["IDH1"], {"Wildtype": "wildtype", "Mutated": "mutant", "NOS/NEC": None, **_NONE}, "IDH1"),
-            "mgmt": code(
-                row["MGMT"],
-                {"Methylated": "methylated", "Unmethylated": "unmethylated", "Indeterminate": None, **_NONE},
-                f"{path.name} MGMT",
-            ),
-            "kps": number(row.get("KPS", ""), _MISSING),
-            "resection": code(row.get("GTR_over90percent", ""), cut, f"{path.name} GTR_over90percent"),
+            "idh": levels["IDH1"],
+            "mgmt": levels["MGMT"],
+            "kps": number(row["KPS"], _MISSING, f"{path.name} KPS"),
+            "resection": levels["GTR_over90percent"],
             "os_event": None if event is None else float(event),
-            "os_days": None if event is None else number(survival, _MISSING),
+            "os_days": None if event is None else number(row[survival], _MISSING, f"{path.name} {survival}"),
         }
         rows.append(Row(subject, values, session="11"))
     return rows
 
 
-COHORT = Cohort("upenn_gbm", "open", discover, phenotypes, min_match=0.98, female_share=266 / 671)
+COHORT = Cohort("upenn_gbm", "open", discover, phenotypes, min_match=0.99, female_share=266 / 671)

@@ -89,10 +89,21 @@ def test_ids_of_two_sites_are_two_people() -> None:
 
 
 def test_inverted_sexes_are_noticed() -> None:
-    images = [Image(str(i), str(i), "T1", site="Utah") for i in range(60)]
-    rows = [Row(str(i), {"sex": "F"}) for i in range(60)]
+    """Over all who have images; of a site over the whole table, whoever is imaged: 0.05 off warns, 0.15 may stop."""
+    images = [Image(str(i), str(i), "T1") for i in range(60)]
+    rows = [Row(str(i), {"sex": "F" if i < 25 else "M", "site": "UM_1"}) for i in range(100)]
+    rows += [Row(f"x{i}", {"sex": "M", "site": "UMass"}) for i in range(50)]
     report = Report()
-    join(made_up([], [], female_share=0.2), images, rows, report)
+    join(made_up([], [], female_share=0.3), images, rows, report)
+    assert "42% of 60 subjects are women, expected about 30%" in report.warnings[0]
     assert "right way round" in report.warnings[0]
-    with pytest.raises(G3nError, match="site Utah: 100% of 60"):
-        join(made_up([], [], site_female_share={"Utah": 0.0}, sites_must_pass=True), images, rows, Report())
+    for expected, warnings in ((0.3, 0), (0.31, 1), (0.38, 1)):
+        report = Report()
+        cohort = made_up([], [], site_female_share={"UM": expected}, sites_must_pass=True)
+        join(cohort, images[:2], rows, report)
+        assert len(report.warnings) == warnings
+    with pytest.raises(G3nError, match="site UM: 25% of 100 subjects are women, expected about 72%"):
+        join(made_up([], [], site_female_share={"UM": 0.72}, sites_must_pass=True), images[:2], rows, Report())
+    report = Report()
+    join(made_up([], [], site_female_share={"UM": 0.72}), images[:2], rows, report)
+    assert "site UM: 25% of 100" in report.warnings[0]
