@@ -24,10 +24,9 @@ def test_it_works(tmp_path: Path) -> None:
     table(tmp_path / "northlake_visits_2023.csv", HEADER, "12,2020-02-01,2,70.1,0,30", "12,2021-12-20,2,72.0,2,-99")
     images = template.discover(tmp_path)
     assert sorted(i.modality for i in images) == ["FLAIR", "T1", "T1c"]
-    found = {
-        j.image.path[-26:]: j for j in join(template.COHORT, images, template.phenotypes(tmp_path, "clean"), Report())
-    }
-    first, later = found["NL0012/20200105/T1.nii.gz"[-26:]], found["L0012/20220105/T1c.nii.gz"]
+    joined = join(template.COHORT, images, template.phenotypes(tmp_path, "clean"), Report())
+    found = {j.image.path: j for j in joined}
+    first, later = (found[f"raw/NL0012/{name}.nii.gz"] for name in ("20200105/T1", "20220105/T1c"))
     assert (first.values["diagnosis"], first.values["age_years"], first.values["mmse"], first.delay_days) == (
         "HC",
         70.1,
