@@ -9,9 +9,9 @@ from pathlib import Path
 
 from data_prep.cohorts import load_cohort
 from data_prep.cohorts.contract import Cohort, Harmonise, Image
-from data_prep.cohorts.join import DAYS_PER_YEAR, Joined, Report, join
+from data_prep.cohorts.join import Joined, Report, join
 from data_prep.manifest import MODALITIES, Scan, write_manifest
-from data_prep.scan import Shares, report_lines, split_subjects
+from data_prep.scan import DAYS_PER_YEAR, Shares, report_lines, split_subjects
 from data_prep.schema import PHENOTYPES
 from g3n.config import G3nError
 

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from data_prep.cohorts.contract import Cohort, Image, Row
+from data_prep.scan import DAYS_PER_YEAR
 from data_prep.schema import clean
 from g3n.config import G3nError
 
 TOLERANCE_DAYS = 180
-DAYS_PER_YEAR = 365.25
 _FEW = 50  # subjects below which a share says nothing
 _FEW_OF_A_SITE = 10
 
