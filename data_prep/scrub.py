@@ -70,8 +70,8 @@ def read_names(path: Path) -> list[str]:
     found: set[str] = set()
     for row in read_table(path):
         label, session = row["subject"], row["session"]
-        words = {label, f"ses-{session}", Path(row["path"]).name.partition(".")[0]}
-        found |= {w for w in words if not w.isdigit()}
+        words = {label, session, Path(row["path"]).name.partition(".")[0]}
+        found |= {w for w in words if not w.isdigit()}  # a number alone would be found anywhere
     return sorted(found)
 
 

@@ -116,6 +116,18 @@ def test_paper_mode_keeps_the_group_at_enrollment(adni: Path) -> None:
     assert [v["diagnosis"] for v in by_year(adni, "paper").values()] == ["MCI", "MCI"]
 
 
+def test_xml_is_read_with_and_without_a_namespace(bare: Path) -> None:
+    for text in (
+        XML,
+        XML.replace('<project xmlns="">', "<project>"),
+        XML.replace(' xmlns="http://ida.loni.usc.edu"', ""),
+    ):
+        (bare / "ADNI_002_S_0001_MPRAGE_S10_I11.xml").write_text(text)
+        found = by_year(bare)["2010"]
+        assert (found["age_years"], found["sex"], found["field_strength_t"], found["mmse"]) == (75.3, "F", 1.5, 26)
+        assert "diagnosis" not in found  # researchGroup is of the enrollment
+
+
 def test_scores_of_the_archive_fill_in_for_tables(adni: Path) -> None:
     first = by_year(adni)["2010"]
     assert (first["mmse"], first["gds15"]) == (27, 3)  # the table of MMSE is there, that of GDSCALE is not
@@ -131,7 +143,7 @@ def test_scores_of_the_archive_fill_in_for_tables(adni: Path) -> None:
         ([("MPRAGE", "I1"), ("MPR__GradWarp__B1_Correction", "I2"), ("MT1__N3m", "I9")], "I9"),
         ([("MPR__GradWarp__B1_Correction", "I100"), ("MPRAGE_repeat", "I99")], "I99"),  # a number, not a text
         ([("Accelerated_SAG_IR-SPGR", "I8"), ("Axial_T2_FLAIR", "I1"), ("Axial_PD_T2_FSE", "I2")], "I8"),
-        ([("MP-RAGE", "S7"), ("3_Plane_Localizer", "I1"), ("Resting_State_fMRI", "I2")], "S7"),
+        ([("MP-RAGE", "S7"), ("3_Plane_Localizer", "I1"), ("Resting_State_fMRI", "I2"), ("MPRAGE_Mask", "I3")], "S7"),
     ],
 )
 def test_one_t1_a_day(series: list[tuple[str, str]], expected: str, tmp_path: Path) -> None:
@@ -224,6 +236,7 @@ def test_what_is_not_known_is_refused(name: str, header: str, cells: str, messag
     ("text", "message"),
     [
         ('<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>', "not one of the archive's descriptions"),
+        ("<!DOCTYPE a><a/>", "not one of the archive's descriptions"),
         ("<project>", "damaged XML"),
         (XML.replace("<subjectSex>F", "<subjectSex>2.5"), "XML subjectSex has the code '2.5'"),
     ],

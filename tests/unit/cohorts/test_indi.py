@@ -17,8 +17,8 @@ from tests.unit.cohorts.fixtures import images, joined, table, touch
 # Of each cohort a table, its header, a row of person {n} and sex {sex}, that person's image, and the codes of man and woman.
 SMALL = {
     "abide1": (
-        "Phenotypic_V1_0b.csv", "SITE_ID,SUB_ID,DX_GROUP,DSM_IV_TR,AGE_AT_SCAN,SEX,HANDEDNESS_CATEGORY",
-        "NYU,509{n},1,1,11.2,{sex},R", "NYU/sub-00509{n}/anat/sub-00509{n}_T1w.nii.gz", "1", "2",
+        "Phenotypic_V1_0b.csv", "SITE_ID,SUB_ID,DX_GROUP,AGE_AT_SCAN,SEX,DSM_IV_TR,HANDEDNESS_CATEGORY",
+        "NYU,509{n},1,11.2,{sex},1,R", "NYU/sub-00509{n}/anat/sub-00509{n}_T1w.nii.gz", "1", "2",
     ),
     "abide2": (
         "ABIDEII_Composite_Phenotypic.csv", "SUB_ID,SITE_ID,DX_GROUP,AGE_AT_SCAN ,SEX,HANDEDNESS_CATEGORY",
@@ -75,6 +75,24 @@ def test_sexes_are_read_by_the_cohorts_own_codes_and_a_new_code_stops(name: str,
     fill(name, tmp_path, [man, "7"])
     with pytest.raises(G3nError, match=r"(?i)(sex|gender) has the code '7'"):
         joined(name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "space"),
+    [("abide1", "native_defaced"), ("abide2", "native_defaced"), ("adhd200", "native_defaced"), ("corr", "native_defaced"),
+     ("fcon1000", "native_stripped"), ("hbn", "mni"), ("nki", "native_defaced"), ("schizconnect", "native_stripped")],
+)  # fmt: skip
+def test_images_and_tables_with_the_needed_columns_alone(name: str, space: str, tmp_path: Path) -> None:
+    fill(name, tmp_path, [SMALL[name][4]])
+    [image] = images(name, tmp_path).values()
+    assert (image.modality, image.session, image.run, image.space) == ("T1", "BAS1" if name == "nki" else "1", 1, space)
+    needed = {"adhd200": 1, "fcon1000": 1, "hbn": 1, "nki": 1}.get(name, 5)
+    file = tmp_path / SMALL[name][0]
+    split = "\t" if "\t" in SMALL[name][1] else ","
+    table(file, *(split.join(line.split(split)[:needed]) for line in file.read_text().splitlines()))
+    [found] = joined(name, tmp_path)[0].values()
+    assert found.matched
+    assert "handedness" not in found.values
 
 
 # Of each cohort a column, what it tells, and every code with its meaning.
@@ -216,12 +234,14 @@ def test_abide1(tmp_path: Path) -> None:
 
 def test_abide_as_nitrc_packs_it(tmp_path: Path) -> None:
     nitrc = "MaxMun_a_0051318/session_1/anat/NIfTI/mprage.nii.gz"
-    bids = "RawDataBIDS/NYU/sub-0050952/ses-1/anat/sub-0050952_ses-1_run-2_T1w.nii.gz"
-    touch(tmp_path, nitrc, bids, "NYU_0050952/anat/NIfTI/mprage.nii.gz", "NYU_0050952/rest/NIfTI/rest.nii.gz")
+    bids = "RawDataBIDS/NYU/sub-0050952/ses-2/anat/sub-0050952_ses-2_run-2_T1w.nii.gz"
+    raw = "RawDataBIDS/NYU/sub-0050953/anat/sub-0050953_T1w.nii.gz"
+    touch(tmp_path, nitrc, bids, raw, "NYU_0050953/anat/NIfTI/mprage.nii.gz", "NYU_0050953/rest/NIfTI/rest.nii.gz")
     found = images("abide1", tmp_path)
-    assert {(p, i.subject, i.site, i.session, i.run) for p, i in found.items()} == {
-        (nitrc, "51318", "MaxMun_a", "1", 1),
-        (bids, "50952", "NYU", "1", 2),  # the other is the same head
+    assert {(p, i.subject, i.site, i.modality, i.session, i.run) for p, i in found.items()} == {
+        (nitrc, "51318", "MaxMun_a", "T1", "1", 1),
+        (bids, "50952", "NYU", "T1", "2", 2),
+        (raw, "50953", "NYU", "T1", "1", 1),  # NITRC's is the same head
     }
     second = tmp_path / "two"
     touch(second, *(f"BNI_29006_{n}/{m}_1/NIfTI-1/{m}.nii.gz" for n in (1, 2) for m in ("anat", "flair", "rest")))
@@ -303,6 +323,13 @@ def test_adhd200(tmp_path: Path) -> None:
     assert (found["15001"]["handedness"], found["15001"]["site"]) == ("L", "WashU")
     assert "diagnosis" not in found["15001"]
     assert found["16000"]["diagnosis"] == found["10002"]["diagnosis"] == "ADHD"
+
+
+def test_adhd200_with_the_table_of_the_published_set(tmp_path: Path) -> None:
+    touch(tmp_path, "sub-0010001/anat/sub-0010001_space-MNI152NLin2009cAsym_desc-preproc_T1w.nii.gz")
+    table(tmp_path / "adhd200_preprocessed_phenotypics.tsv", ADHD.replace(",", "\t"), "10001\t3\t1\t9\t1\t2" + "\t" * 6)
+    [found] = joined("adhd200", tmp_path)[0].values()
+    assert (found.values["diagnosis"], found.values["site"], found.values["age_years"]) == ("ADHD", "KKI", 9)
 
 
 def test_adhd200_labels_of_the_test_set_come_in_another_table(tmp_path: Path) -> None:
@@ -411,14 +438,15 @@ def test_corr_stops_where_sexes_are_inverted(tmp_path: Path) -> None:
 
 def test_corr_as_nitrc_packs_it(tmp_path: Path) -> None:
     touch(tmp_path, *(f"BNU_1_0025864_{s}/anat_1/NIfTI/anat.nii.gz" for s in ("baseline", "retest_1", "retest_10")))
-    found = [(i.subject, i.session, i.run, i.space) for i in images("corr", tmp_path).values()]
-    assert found == [("25864", s, 1, "native_defaced") for s in ("1", "2", "11")]
+    found = [(i.subject, i.modality, i.session, i.run, i.space) for i in images("corr", tmp_path).values()]
+    assert found == [("25864", "T1", s, 1, "native_defaced") for s in ("1", "2", "11")]
 
 
 def test_fcon_ids_repeat_between_sites(tmp_path: Path) -> None:
     root = tmp_path / "fcon"
     for site in ("Beijing_Zang", "Leiden_2180"):
-        touch(root, f"{site}/derivatives/x/sub-01018_T1w_brain.nii.gz", f"{site}/derivatives/x/sub-01018_T1w.nii.gz")
+        derived = f"{site}/outputs/derivatives/skullstripping/sub-01018"
+        touch(root, f"{derived}/sub-01018_T1w_brain.nii.gz", f"{derived}/sub-01018_T1w.nii.gz")
         touch(root, *(f"{site}/sub-01018/anat/mprage_{k}.nii.gz" for k in ("skullstripped", "anonymized")))
     table(root / "Beijing_Zang_participants.tsv", "participant_id\tage\tsex\thanded", "sub-01018\t22\tF\tR")
     table(root / "Leiden_2180/participants.tsv", "participant_id\tage\thandedness", "1018\t9999\tLeft")
@@ -500,6 +528,7 @@ def test_hbn_counts_acq_hcp_before_vnav(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert [s.run for s in scans] == [1, 2, 3, 4]
     assert "commercial_use" not in scans[0].phenotypes
+    assert {(s.phenotypes["site"], s.field_strength_t) for s in scans} == {("CUNY", 3)}
 
 
 NKI = "participant_id\tage\tsex\thandedness"

@@ -146,13 +146,13 @@ def test_school_and_genes_hold_for_every_scan(ppmi: Path) -> None:
 
 
 def test_paper_mode_repeats_the_baseline(ppmi: Path) -> None:
-    row = ",".join(SCOPA_OF_ONES.values())
-    visits = [f"3001,{e},{m},{row}" for e, m in (("SC", "01/2012"), ("BL", "03/2012"))]
+    answers = ",".join(SCOPA_OF_ONES.values())
+    visits = [f"3001,SC,01/2012,{answers.replace('1', '2', 1)}", f"3001,BL,03/2012,{answers}"]
     table(ppmi / "SCOPA-AUT_01Jan2026.csv", f"PATNO,EVENT_ID,INFODT,{','.join(SCOPA_OF_ONES)}", *visits)
     later = values(ppmi, year="2014", mode="paper")
     assert (later["age_years"], later["age_precision"], later["mds_updrs_iii"]) == (61.5, "exact", 20)
     assert later["moca"] == 28  # none at BL: the earliest
-    assert later["scopa_aut"] == 27  # 23A and 26A too
+    assert later["scopa_aut"] == 27  # of BL, not of SC; 23A and 26A too
     assert values(ppmi)["scopa_aut"] == 25
     assert (later["site"], values(ppmi, "100005", "2013", "paper")["site"]) == ("30", "10")
 

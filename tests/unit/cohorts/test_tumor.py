@@ -62,9 +62,14 @@ def test_ucsf_of_a_person_imaged_twice_the_later_exam_stays(renamed: bool, tmp_p
     first = {old: f"{new}_FU{i:03d}d" if renamed else old for i, (old, new) in enumerate(PAIRS.items(), 1)}
     touch(tmp_path, *(SCAN.format(name, "T1_bias") for name in (*first.values(), *PAIRS.values())))
     ids = [*PAIRS.values(), *(first.values() if renamed else (name[1:] for name in first.values()))]
-    rows = [UCSF_ROW.replace("-004", f"-{i if 'FU' in i else i[-3:]}") for i in ids]
+    rows = [
+        UCSF_ROW.replace("-004,M,66", f"-{i if 'FU' in i else i[-3:]},M,{66 if i in PAIRS.values() else 65}")
+        for i in ids
+    ]
     ucsf_table(tmp_path, *rows, version=5 if renamed else 2)
-    assert sorted(ucsf_values(tmp_path)) == sorted(PAIRS.values())
+    found = ucsf_values(tmp_path)
+    assert {subject: values["age_years"] for subject, values in found.items()} == dict.fromkeys(PAIRS.values(), 66)
+    assert set(images("ucsf_pdgm", tmp_path)) == {SCAN.format(subject, "T1_bias") for subject in PAIRS.values()}
 
 
 def test_ucsf_folders_of_three_digits(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def gsp(tmp_path: Path) -> Path:
     touch(tmp_path, "pipeline/sub-0001_ses-01/functional/x.nii.gz", "Sub0003_Ses1/anat/NIfTI/Sub0003_Ses1_T1.nii.gz")
     touch(tmp_path, "Sub0003_Ses1/func/NIfTI/Sub0003_Ses1_Rest.nii.gz")
     rows = ["Sub0001_Ses1,F,22,RHT,15,W_NOT_HL,BAY3,TrioTimB17,110", "Sub0002_Ses1,M,24,RHT,15,,,,NaN"]
-    table(tmp_path / "GSP_list_140630.csv", GSP, *rows, "Sub0003_Ses1,F,NaN,LFT,15,,,,")
+    table(tmp_path / "GSP_list_140630.csv", GSP, *rows, "Sub0003,F,NaN,LFT,15,,,,")
     table(
         tmp_path / "GSP_retest_140630.csv", "Subject_ID,Sex,Age_Bin,Delay", "Sub0002_Ses1,M,24,", "Sub0002_Ses2,M,26,70"
     )
@@ -125,6 +125,8 @@ def test_gsp(gsp: Path) -> None:
     assert (first["age_years"], first["age_precision"], first["sex"], first["diagnosis"]) == (22, "bin2", "F", "HC")
     assert [found["0002", s].values["age_years"] for s in "12"] == [24, 26]
     assert "age_years" not in found["0003", "1"].values
+    sessions = {(r.subject, r.session) for r in load_cohort("gsp").phenotypes(gsp, "clean")}
+    assert ("0003", "1") in sessions
     spaces = [found[s, "1"].image.space for s in ("0001", "0003")]
     assert spaces == ["native_stripped", "native_defaced"]
     assert found["0002", "1"].group == found["0002", "2"].group
