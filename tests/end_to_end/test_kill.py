@@ -49,13 +49,13 @@ def killed_ten_times(words: list[str], output: Path, whole: dict[str, bytes], se
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("kill")
-    run("python", "-m", "data_prep", "phantom", "--output", f"{root}/bids", "--subjects", "7", "--spacing-mm", "5")
+    run("python", "-m", "data_prep", "phantom", "--output", f"{root}/bids", "--subjects", "4", "--spacing-mm", "8")
     run("python", "-m", "data_prep", "scan", f"{root}/bids", "--output", f"{root}/manifest.tsv")
     return root
 
 
 def preprocess(work: Path, output: Path) -> list[str]:
-    grid = ["--spacing-mm", "5", "--shape", "32,40,32", "--align", "affine", "--strip", "none", "--bias", "n4"]
+    grid = ["--spacing-mm", "8", "--shape", "20,24,20", "--align", "affine", "--strip", "none", "--bias", "none"]
     return ["-m", "data_prep", "preprocess", f"{work}/manifest.tsv", "--output", str(output), "--workers", "2", *grid]
 
 
@@ -68,7 +68,7 @@ def test_preprocess(work: Path) -> None:
     run("python", *preprocess(work, work / "a"))
     seconds = time.monotonic() - begin
     whole = files(work / "a")
-    assert len(whole) > 40
+    assert len(whole) > 20
     within = killed_ten_times(preprocess(work, work / "b"), work / "b", whole, seconds / 3, 0)
     run("python", *preprocess(work, work / "b"))
     assert files(work / "b") == whole
