@@ -573,9 +573,32 @@ def test_nki_ages_of_visits_where_a_table_has_them(tmp_path: Path) -> None:
     assert {j.image.session: j.values["age_years"] for j in joined("nki", root)[0].values()} == {
         "BAS1": 9.5, "FLU1": 9.5, "FLU2": 12.5
     }  # fmt: skip
+    (root / "sessions.tsv").unlink()
+    for column in ("visit", "session"):
+        table(root / "visits.tsv", f"participant_id\t{column}\tage", "sub-A00012345\tFLU1\t11")
+        ages = {j.image.session: j.values["age_years"] for j in joined("nki", root)[0].values()}
+        assert ages == {"BAS1": 9.5, "FLU1": 11, "FLU2": 9.5}
+    table(root / "visits.tsv", "who\tvisit\tage", "sub-A00012345\tFLU1\t11")
+    with pytest.raises(G3nError, match=r"visits\.tsv' lacks the column participant_id"):
+        joined("nki", root)
+    (root / "visits.tsv").unlink()
+    (root / "participants.tsv").rename(root / "sessions.tsv")
+    with pytest.raises(G3nError, match="has no table"):
+        joined("nki", root)
     table(root / "participants.tsv", NKI, "A00012345\t9.5\tM\tBOTH")
     with pytest.raises(G3nError, match="handedness has the code 'BOTH'"):
         joined("nki", root)
+
+
+def test_nki2_takes_the_image_in_mni_space(tmp_path: Path) -> None:
+    name = "sub-A00012345/ses-MRI1/anat/sub-A00012345_ses-MRI1"
+    touch(tmp_path, f"{name}_T1w.nii.gz", f"{name}_space-MNI152_desc-preproc_T1w.nii.gz")
+    touch(tmp_path, f"{name}_space-MNI152_desc-brain_mask.nii.gz")
+    [image] = images("nki2", tmp_path).values()
+    assert (image.path, image.space) == (f"{name}_space-MNI152_desc-preproc_T1w.nii.gz", "mni")
+    assert image.mask == f"{name}_space-MNI152_desc-brain_mask.nii.gz"
+    cohort = load_cohort("nki2")
+    assert (cohort.name, cohort.license, cohort.min_match) == ("nki2", "nc", 0.35)  # 114 of 256 people are known
 
 
 def test_nki_tolerates_orphans_up_to_its_floor(tmp_path: Path) -> None:

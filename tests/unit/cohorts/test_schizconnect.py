@@ -54,6 +54,8 @@ def test_rows_of_one_subject_count_once_or_must_agree(tmp_path: Path) -> None:
     assert not {"diagnosis", "age_years"} & set(second)
     assert second["sex"] == "F"
     assert "'A00000541': 2 rows disagree on diagnosis; taken as missing" in report.notes
+    table(tmp_path / "SchizConnect_metaData.csv", header.replace("subjectid", "Subject_ID"), *rows)
+    assert joined("schizconnect", tmp_path)[0] == found
     table(tmp_path / "SchizConnect_metaData.csv", header.replace("subjectid", "person"), *rows)
     with pytest.raises(G3nError, match="lacks the column eid, subjectid or Subject_ID"):
         joined("schizconnect", tmp_path)
@@ -74,18 +76,25 @@ COBRE = "ID,Current Age,Gender,Handedness,Subject Type,Diagnosis"
 
 def test_cobre_as_indi_gives_it(tmp_path: Path) -> None:
     codes = {"295.3": "SCZ", "295.92": "SCZ", "295.70 bipolar": "SZA", "295.7": "SZA", "296.4": "BP", "311": None}
-    codes |= {"290.3": None, "295.4": None, "296.26": None, "None": None}
-    rows = [f"004000{i},30,Male,Right,Patient,{dx}" for i, dx in enumerate(codes)]
-    rows += ["40010,25,Female,Both,Control,None", "40011,Disenrolled,Disenrolled,Disenrolled,Disenrolled,Disenrolled"]
+    codes |= {"290.3": None, "295.4": None, "296.26": None, "None": None, "296.90": None}
+    codes |= dict.fromkeys(("296.0", "296.53", "296.6", "296.7", "296.89"), "BP")
+    hands = ["Right", "Left", *["Both"] * (len(codes) - 2)]
+    rows = [f"00400{i:02d},30,Male,{h},Patient,{dx}" for i, (dx, h) in enumerate(zip(codes, hands, strict=True))]
+    rows += ["40016,25,Female,,Control,None", "40017,Disenrolled,Disenrolled,Disenrolled,Disenrolled,Disenrolled"]
     table(tmp_path / "COBRE_phenotypic_data.csv", COBRE, *rows)
-    heads = [f"COBRE_scan_data/00400{i:02d}/session_1/anat_1/mprage.nii.gz" for i in range(11)]
+    heads = [f"COBRE_scan_data/00400{i:02d}/session_1/anat_1/mprage.nii.gz" for i in range(17)]
     touch(tmp_path, *heads)
     found = joined("schizconnect", tmp_path)[0]
     assert [found[head].values.get("diagnosis") for head in heads] == [*codes.values(), "HC"]
-    last = found[heads[10]].values
-    assert (last["sex"], last["handedness"], last["age_years"], last["site"]) == ("F", "A", 25, "COBRE")
-    assert {j.image.space for j in found.values()} == {"native"}
-    assert "40011" not in {row.subject for row in load_cohort("schizconnect").phenotypes(tmp_path, "clean")}
+    assert [found[head].values.get("handedness") for head in heads] == ["R", "L", *["A"] * 14, None]
+    assert [found[head].values["sex"] for head in heads] == ["M"] * 16 + ["F"]
+    assert found[heads[16]].values == {
+        "sex": "F", "age_years": 25, "age_precision": "year", "diagnosis": "HC", "diagnosis_source": "baseline", "site": "COBRE"
+    }  # fmt: skip
+    assert {(j.image.modality, j.image.space, j.image.session, j.image.run) for j in found.values()} == {
+        ("T1", "native", "1", 1)
+    }
+    assert "40017" not in {row.subject for row in load_cohort("schizconnect").phenotypes(tmp_path, "clean")}
     for cells, words in (
         ("30,Male,Right,Relative,None", "Subject Type has the code 'Relative'"),
         ("30,Male,Right,Patient,psychosis", "Diagnosis is 'psychosis'; expected a code of DSM-IV"),
