@@ -68,7 +68,7 @@ def _scans(cohort: Cohort, joined: Sequence[Joined], split_of: dict[str, str]) -
                 split=split_of[j.group],
                 run=runs[j.image.path],
                 group=j.group,
-                license=cohort.license,
+                license="open" if j.values.get("commercial_use") == "yes" else cohort.license,
                 space=plan.space,
                 axes=None if plan.axes is None else ",".join(map(str, plan.axes)),
                 spacing_mm=None if plan.spacing_mm is None else ",".join(f"{mm:g}" for mm in plan.spacing_mm),

@@ -53,7 +53,7 @@ def scrub(folder: Path, verify: bool, names: Sequence[str] = (), workers: int | 
         raise G3nError(f"folder '{folder}' does not exist")
     paths = sorted(p for p in folder.rglob("*") if p.is_symlink() or not p.is_dir())
     needles = tuple(sorted({n.lower().encode() for n in names if len(n) >= _SHORTEST_NAME}))
-    work = partial(_look_at, str(folder), verify, needles)
+    work = partial(examine, str(folder), verify, needles)
     found = list(run_all(work, [p.relative_to(folder).as_posix() for p in paths], workers, "scrub"))
     rewritten = tuple(p.relative_to(folder).as_posix() for p, (done, _) in zip(paths, found, strict=True) if done)
     return Scrubbed(len(paths), rewritten, tuple(line for _, lines in found for line in lines))
@@ -75,7 +75,8 @@ def read_names(path: Path) -> list[str]:
     return sorted(found)
 
 
-def _look_at(folder: str, verify: bool, needles: tuple[bytes, ...], where: str) -> tuple[bool, list[str]]:
+def examine(folder: str, verify: bool, needles: tuple[bytes, ...], where: str) -> tuple[bool, list[str]]:
+    """Whether the file ``where`` below ``folder`` was rewritten, and a line for each finding."""
     path = Path(folder) / where
     problems: list[str] = []
     rewritten = False

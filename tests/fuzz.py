@@ -31,7 +31,7 @@ from data_prep.check import look_at
 from data_prep.cohorts.tables import read_table
 from data_prep.formats import read_image
 from data_prep.manifest import Scan, read_manifest
-from data_prep.scrub import _look_at
+from data_prep.scrub import examine
 from data_prep.shards import EncodedSample, encode_sample, write_index, write_shard
 from data_prep.verify import verify_shard
 from g3n.config import G3nError
@@ -172,7 +172,7 @@ class Cases:
         (self.folder / derivative).parent.mkdir(parents=True, exist_ok=True)
         bad = gzip.compress(mutate(self.images["a.nii"], rng), 1, mtime=0)
         (self.folder / derivative).write_bytes(bad if rng.random() < 0.5 else mutate(bad, rng))
-        _look_at(str(self.folder), bool(rng.integers(2)), (b"erika",), derivative)
+        examine(str(self.folder), bool(rng.integers(2)), (b"erika",), derivative)
 
     def manifest_table(self, rng: Rng) -> None:
         (self.folder / "m.tsv").write_bytes(mutate(self.manifest, rng))
@@ -199,7 +199,7 @@ class Cases:
         (self.shards / "index.json").write_text(json.dumps(self.index))
         (self.shards / "train-00000.tar").write_bytes(mutate(self.tar, rng))
         verify(self.shards)
-        _look_at(str(self.shards), True, (), "train-00000.tar")
+        examine(str(self.shards), True, (), "train-00000.tar")
 
     def sample_bytes(self, rng: Rng) -> None:
         """Arrays and JSON that agree with every checksum but were made by somebody else."""
@@ -230,7 +230,7 @@ class Cases:
         header = {"kind": kind, "recipe": {}, "grid": self.index["grid"], "variables": {"modality": ["T1"]}}
         write_index(self.crafted, header, {"train": [entry]})
         verify(self.crafted)
-        _look_at(str(self.crafted), True, (), "train-00000.tar")
+        examine(str(self.crafted), True, (), "train-00000.tar")
 
     def foreign_tar(self, rng: Rng) -> None:
         """Tars with links, long names, sparse and pax members."""
@@ -253,7 +253,7 @@ class Cases:
                     continue
         data = buffer.getvalue()
         (self.shards / "train-00000.tar").write_bytes(data if rng.random() < 0.3 else mutate(data, rng))
-        _look_at(str(self.shards), True, (b"erika",), "train-00000.tar")
+        examine(str(self.shards), True, (b"erika",), "train-00000.tar")
 
 
 def verify(folder: Path) -> None:

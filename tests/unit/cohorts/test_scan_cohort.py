@@ -12,6 +12,7 @@ from data_prep.cohort_scan import scan_cohort
 from data_prep.cohorts.contract import Cohort, Image, Row
 from data_prep.cohorts.join import Report, join
 from data_prep.manifest import read_manifest
+from data_prep.pack import Packing, choose
 from data_prep.scan import Shares
 from g3n.config import G3nError
 
@@ -107,3 +108,18 @@ def test_inverted_sexes_are_noticed() -> None:
     report = Report()
     join(made_up([], [], site_female_share={"UM": 0.72}), images[:2], rows, report)
     assert "site UM: 25% of 100" in report.warnings[0]
+
+
+def test_people_who_allow_commercial_use_are_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As HBN asks each family; the cohort's own tag holds for whoever did not say yes."""
+    answers = {"a": "yes", "b": "no", "c": None}
+    images = [Image(f"{s}/1.nii", s, "T1") for s in answers]
+    rows = [Row(s, {"commercial_use": answer}) for s, answer in answers.items()]
+    cohort = Cohort("toy", "nc", lambda root: images, lambda root, mode: rows)
+    monkeypatch.setattr(cohort_scan, "load_cohort", lambda name: cohort)
+    scan_cohort(tmp_path, "toy", tmp_path / "m.tsv", "clean", Shares(0, 0, 0))
+    scans = read_manifest(tmp_path / "m.tsv").scans
+    assert [s.license for s in scans] == ["open", "nc", "nc"]
+    chosen, left_out = choose(scans, Packing(commercial=True))
+    assert [s.subject for s in chosen] == ["a"]
+    assert left_out == {"license": 2}
