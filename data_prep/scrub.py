@@ -46,7 +46,7 @@ def scrub(folder: Path, verify: bool, names: Sequence[str] = (), workers: int | 
     """Hold every file below ``folder`` (derivatives, shards, latents or a QC page) against data_prep/whitelist.py.
 
     Unless ``verify``, NIfTI files with anything in their header beyond shape, type, scale and affine are rewritten without
-    it, voxels untouched. ``names`` are looked for in every name and (unpacked) byte, whatever the case. Raises G3nError for
+    it, voxels untouched. ``names`` are looked for in names of files and all that is not voxels or pixels, whatever the case. Raises G3nError for
     a folder that does not exist.
     """
     if not folder.is_dir():
@@ -95,9 +95,8 @@ def examine(folder: str, verify: bool, needles: tuple[bytes, ...], where: str) -
         problems += list(kind(path, blobs))
     except (G3nError, OSError, ValueError, KeyError, TypeError, EOFError, RecursionError, *_BAD_BYTES) as error:
         problems.append(" ".join(str(error).split())[:200])
-    for needle in needles:
-        if any(needle in blob.lower() for blob in blobs):
-            problems.append(f"holds the name '{needle.decode()}'")
+    lower = [blob.lower() for blob in blobs] if needles else []
+    problems += [f"holds the name '{n.decode()}'" for n in needles if any(n in blob for blob in lower)]
     return rewritten, [f"{where}: {problem}" for problem in problems]
 
 
@@ -106,15 +105,15 @@ _BAD_BYTES = (zlib.error, gzip.BadGzipFile, zstandard.ZstdError, tarfile.TarErro
 
 def _nifti(path: Path, blobs: list[bytes]) -> Iterator[str]:
     """The gzip header without name and time, the NIfTI header as g3n writes it, and nothing after the voxels."""
-    raw = path.read_bytes()
-    blobs.append(raw)
+    with open(path, "rb") as file:
+        raw = file.read(10)
     if len(raw) < 10 or raw[:2] != b"\x1f\x8b":
         raise G3nError("is not gzipped")
     if raw[3] or any(raw[4:8]):
         yield "its gzip header holds a file's name, a comment or a time"
     stored, affine, whole, rest = read_exactly_as_stored(path)
-    blobs.append(whole)
     expected = canonical_header(stored, affine)
+    blobs.append(whole[: len(expected)])
     if whole[: len(expected)] != expected:
         yield "its header holds more than shape, type, scale and affine"
     if rest:
@@ -181,8 +180,9 @@ def _shard(path: Path, blobs: list[bytes]) -> Iterator[str]:
                 raise G3nError(f"{where} is larger than {_MAX_MEMBER >> 20} MiB")
             handle = tar.extractfile(member)
             payload = handle.read() if handle else b""
-            blobs += [member.name.encode(), payload]
+            blobs.append(member.name.encode())
             if suffix == "json":
+                blobs.append(payload)
                 yield from (f"{where}: {line}" for line in whitelist.findings(_load(payload), whitelist.SAMPLE, ""))
             else:
                 yield from (f"{where}: {line}" for line in _array(payload, blobs))
@@ -201,7 +201,6 @@ def _array(payload: bytes, blobs: list[bytes]) -> Iterator[str]:
         raise G3nError(f"zstd frame of {size} bytes")
     decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj()
     raw = decompressor.decompress(payload)
-    blobs.append(raw)
     if decompressor.unused_data or len(raw) != size:
         yield "bytes follow its zstd frame"
     stream = io.BytesIO(raw)
@@ -212,15 +211,17 @@ def _array(payload: bytes, blobs: list[bytes]) -> Iterator[str]:
     np.lib.format.write_array_header_1_0(
         header, {"shape": shape, "fortran_order": fortran, "descr": np.lib.format.dtype_to_descr(dtype)}
     )
+    blobs.append(raw[: stream.tell()])
     if raw[: stream.tell()] != header.getvalue() or len(raw) - stream.tell() != int(np.prod(shape)) * dtype.itemsize:
         yield "its .npy file holds more than an array"
 
 
 def _statistics(path: Path, blobs: list[bytes]) -> Iterator[str]:
-    raw = path.read_bytes()
-    blobs.append(raw)
-    (size,) = struct.unpack("<Q", raw[:8])
-    tree = _load(raw[8 : 8 + min(size, 1 << 20)])
+    with open(path, "rb") as file:
+        (size,) = struct.unpack("<Q", file.read(8))
+        text = file.read(min(size, 1 << 20))
+    blobs.append(text)
+    tree = _load(text)
     for name, entry in tree.items():
         if name not in ("mean", "scale") or set(entry) != {"dtype", "shape", "data_offsets"}:
             yield f"has the key '{name[:60]}', which is not allowed"
@@ -228,7 +229,6 @@ def _statistics(path: Path, blobs: list[bytes]) -> Iterator[str]:
 
 def _png(path: Path, blobs: list[bytes]) -> Iterator[str]:
     raw = path.read_bytes()
-    blobs.append(raw)
     if not raw.startswith(_PNG):
         raise G3nError("is not a PNG file")
     position = len(_PNG)

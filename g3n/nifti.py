@@ -188,7 +188,10 @@ def _image(volume: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
 
 def canonical_header(volume: np.ndarray, affine: np.ndarray) -> bytes:
     """The 352 bytes that ``write_volume`` puts before the voxels: shape, type, scale and affine, nothing else."""
-    return bytes(_image(volume, affine).to_bytes()[:352])
+    header = _image(volume, affine).header.copy()
+    header.set_slope_inter(1, 0)
+    header["vox_offset"] = 352
+    return bytes(header.binaryblock) + bytes(4)
 
 
 def read_exactly_as_stored(path: str | Path, max_voxels: int = 2**28) -> tuple[np.ndarray, np.ndarray, bytes, int]:

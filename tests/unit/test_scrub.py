@@ -218,7 +218,7 @@ def test_each_leak_is_found(leak: str, out: Path) -> None:
     assert any(words in line for line in problems), problems
 
 
-def test_a_name_is_found_in_packed_bytes(out: Path) -> None:
+def test_a_name_that_the_whitelist_lets_pass_is_found_by_the_list(out: Path) -> None:
     """A level of a variable is free text: only the list of names tells that this one is somebody."""
     cell(out, "\tUCL", "\tDoctor Erika")
     assert found(out / "derivatives") == []
