@@ -15,34 +15,36 @@ def patchify3d(
     index_BK: Tensor | None = None,
     mean_B: Tensor | None = None,
     rstd_B: Tensor | None = None,
+    mask_BXYZ: Tensor | None = None,
     out_dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Volumes [B, X, Y, Z] of any integer or floating dtype -> patches [B, K, patch^3] in ``out_dtype``.
 
     Tokens run x-major over the grid (X/p, Y/p, Z/p), voxels inside a patch (p1 p2 p3). ``index_BK`` int64 chooses patches (all
-    where None). With ``mean_B`` and ``rstd_B`` a voxel v != 0 becomes (v - mean) * rstd and background stays 0.
-    Raises ValueError where a side is not divisible by ``patch``.
+    where None), twice the same where it says so. Background is where ``mask_BXYZ`` is zero, or the volume itself where None: it
+    becomes or stays 0. With ``mean_B`` and ``rstd_B`` every other voxel v becomes (v - mean) * rstd.
     """
     B, X, Y, Z = volume_BXYZ.shape
-    if X % patch or Y % patch or Z % patch:
-        raise ValueError(f"volume {(X, Y, Z)} is not divisible by patch {patch} on every axis")
-    v = volume_BXYZ.reshape(B, X // patch, patch, Y // patch, patch, Z // patch, patch)
-    v_BNP = v.permute(0, 1, 3, 5, 2, 4, 6).reshape(B, -1, patch**3)
-    if index_BK is not None:
-        v_BNP = v_BNP.gather(1, index_BK[..., None].expand(-1, -1, patch**3))
+
+    def patches(v: Tensor) -> Tensor:
+        v = v.reshape(B, X // patch, patch, Y // patch, patch, Z // patch, patch)
+        v = v.permute(0, 1, 3, 5, 2, 4, 6).reshape(B, X * Y * Z // patch**3, patch**3)
+        return v if index_BK is None else v.gather(1, index_BK[..., None].expand(-1, -1, patch**3))
+
+    v_BKP = patches(volume_BXYZ)
+    brain_BKP = v_BKP != 0 if mask_BXYZ is None else patches(mask_BXYZ) != 0
     if mean_B is not None and rstd_B is not None:
-        exact = torch.float64 if v_BNP.dtype == torch.float64 else torch.float32
-        v = v_BNP.to(exact)
-        v_BNP = torch.where(v == 0, v.new_zeros(()), (v - mean_B.view(-1, 1, 1)) * rstd_B.view(-1, 1, 1))
-    return v_BNP.to(out_dtype)
+        exact = torch.float64 if v_BKP.dtype == torch.float64 else torch.float32
+        v_BKP = (v_BKP.to(exact) - mean_B.view(-1, 1, 1)) * rstd_B.view(-1, 1, 1)
+    elif mask_BXYZ is None:
+        return v_BKP.to(out_dtype)
+    return torch.where(brain_BKP, v_BKP, v_BKP.new_zeros(())).to(out_dtype)
 
 
 def unpatchify3d(patches_BNP: Tensor, patch: int, grid_tokens: tuple[int, int, int]) -> Tensor:
     """Patches [B, N, patch^3] of a whole grid -> volumes [B, X, Y, Z], the exact inverse of ``patchify3d``."""
     x, y, z = grid_tokens
-    B, N, P = patches_BNP.shape
-    if (x * y * z, patch**3) != (N, P):
-        raise ValueError(f"patches {(N, P)} do not fill a grid of {grid_tokens} tokens with patch {patch}")
+    B = len(patches_BNP)
     v = patches_BNP.reshape(B, x, y, z, patch, patch, patch).permute(0, 1, 4, 2, 5, 3, 6)
     return v.reshape(B, x * patch, y * patch, z * patch)
 
@@ -60,8 +62,9 @@ def adaln_modulate(x_BTD: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-
 
 
 def gate_residual(x_BTD: Tensor, h_BTD: Tensor, gate: Tensor) -> Tensor:
-    """x + gate * h; gate [B, D] or [B, T, D]."""
-    return x_BTD + _a_token(gate) * h_BTD
+    """x + gate * h in x's dtype, rounded once; gate [B, D] or [B, T, D]."""
+    exact = torch.float64 if x_BTD.dtype == torch.float64 else torch.float32
+    return (x_BTD.to(exact) + _a_token(gate).to(exact) * h_BTD.to(exact)).to(x_BTD.dtype)
 
 
 def gate_residual_adaln(
@@ -87,7 +90,7 @@ def masked_patch_loss(
     The target is the normalized volume's patches, with ``norm_target`` each standardized (unbiased variance + 1e-6; He 2022).
     """
     dtype = pred_BKP.dtype if pred_BKP.dtype == torch.float64 else torch.float32
-    target_BKP = patchify3d(volume_BXYZ, patch, index_BK, mean_B, rstd_B, dtype)
+    target_BKP = patchify3d(volume_BXYZ, patch, index_BK, mean_B, rstd_B, None, dtype)
     if norm_target:
         var, mean = torch.var_mean(target_BKP, dim=-1, keepdim=True)
         target_BKP = (target_BKP - mean) * (var + 1e-6).rsqrt()
