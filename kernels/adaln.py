@@ -12,97 +12,80 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.rows import blocks, fit, load_modulation, load_rows, on, store_rows, store_sum, strides, sum_slices
+from kernels.rows import Tile, fit, load_row, on, outside_zero, store_row, strides, sum_slices
 
 SLICE = 16  # tokens that one program of the backward sums; a constant, so that sums have one order everywhere
-
-
-def forward_config(D: int) -> dict[str, int]:
-    """Tile of the forward for a width."""
-    b = blocks(D)
-    return {**b, "ROWS": 4, "num_warps": min(max(b["HEAD"] // 128, 1), 8)}
-
-
-def backward_config(D: int, gated: bool) -> dict[str, int]:
-    """Tile of the backward; a gated one holds twice as many rows in registers."""
-    b = blocks(D)
-    return {**b, "SLICE": SLICE, "ROWS": 1 if gated else 2, "num_warps": min(max(b["HEAD"] // 256, 1), 8)}
+# Speed alone, see benchmarks/tune.py
+FORWARD = Tile(lanes=16, registers=96)
+BACKWARD = {False: Tile(lanes=8, registers=128), True: Tile(lanes=8, registers=168)}  # without and with a gate
+STAGES = 1  # rows that the backward has under way beside the one it works on, plus one
 
 
 @triton.jit
 def _forward(
     x_ptr, h_ptr, gate_ptr, shift_ptr, scale_ptr, x1_ptr, y_ptr, mean_ptr, rstd_ptr,
     T, gate_b, gate_t, shift_b, shift_t, scale_b, scale_t, eps,
-    GATED: tl.constexpr, PER_TOKEN: tl.constexpr, ROWS: tl.constexpr,
-    D: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr,
+    GATED: tl.constexpr, D: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
-    tiles = tl.cdiv(T, ROWS)
-    b = (tl.program_id(0) // tiles).to(tl.int64)
-    t = (tl.program_id(0) % tiles * ROWS + tl.arange(0, ROWS)).to(tl.int64)
-    keep = t < T
-    rows = b * T + t
-    x, x_ = load_rows(x_ptr, rows, keep, D, D, HEAD, TAIL)
+    """A program makes one row."""
+    row = tl.program_id(0).to(tl.int64)
+    b = row // T
+    t = row % T
+    x, x_ = load_row(x_ptr + row * D, D, HEAD, TAIL)
     if GATED:
-        h, h_ = load_rows(h_ptr, rows, keep, D, D, HEAD, TAIL)
-        gate, gate_ = load_modulation(gate_ptr, b, t, keep, gate_b, gate_t, PER_TOKEN, D, HEAD, TAIL)
+        h, h_ = load_row(h_ptr + row * D, D, HEAD, TAIL)
+        gate, gate_ = load_row(gate_ptr + b * gate_b + t * gate_t, D, HEAD, TAIL)
         # statistics of x1 as it is stored: the backward sees no other
         x = (x + gate * h).to(x1_ptr.dtype.element_ty).to(tl.float32)
         x_ = (x_ + gate_ * h_).to(x1_ptr.dtype.element_ty).to(tl.float32)
-        store_rows(x1_ptr, rows, keep, D, x, x_, D, HEAD, TAIL)
-    mean = (tl.sum(x, 1) + tl.sum(x_, 1)) / D
-    x = x - mean[:, None]
-    x_ = x_ - mean[:, None]
-    if HEAD + TAIL != D:
-        x_ = tl.where((HEAD + tl.arange(0, TAIL) < D)[None, :], x_, 0.0)
-    rstd = 1.0 / tl.sqrt_rn((tl.sum(x * x, 1) + tl.sum(x_ * x_, 1)) / D + eps)
-    tl.store(mean_ptr + rows, mean, mask=keep)
-    tl.store(rstd_ptr + rows, rstd, mask=keep)
-    scale, scale_ = load_modulation(scale_ptr, b, t, keep, scale_b, scale_t, PER_TOKEN, D, HEAD, TAIL)
-    shift, shift_ = load_modulation(shift_ptr, b, t, keep, shift_b, shift_t, PER_TOKEN, D, HEAD, TAIL)
-    y = x * rstd[:, None] * (1.0 + scale) + shift
-    y_ = x_ * rstd[:, None] * (1.0 + scale_) + shift_
-    store_rows(y_ptr, rows, keep, D, y, y_, D, HEAD, TAIL)
+        store_row(x1_ptr + row * D, x, x_, D, HEAD, TAIL)
+    mean = (tl.sum(x, 0) + tl.sum(x_, 0)) / D
+    x = x - mean
+    x_ = outside_zero(x_ - mean, D, HEAD, TAIL)
+    rstd = 1.0 / tl.sqrt_rn((tl.sum(x * x, 0) + tl.sum(x_ * x_, 0)) / D + eps)
+    tl.store(mean_ptr + row, mean)
+    tl.store(rstd_ptr + row, rstd)
+    scale, scale_ = load_row(scale_ptr + b * scale_b + t * scale_t, D, HEAD, TAIL)
+    shift, shift_ = load_row(shift_ptr + b * shift_b + t * shift_t, D, HEAD, TAIL)
+    y = x * rstd * (1.0 + scale) + shift
+    y_ = x_ * rstd * (1.0 + scale_) + shift_
+    store_row(y_ptr + row * D, y, y_, D, HEAD, TAIL)
 
 
 @triton.jit
 def _backward(
     dy_ptr, dx1_ptr, x1_ptr, h_ptr, gate_ptr, scale_ptr, mean_ptr, rstd_ptr, dx_ptr, dh_ptr, dmod_ptr,
     T, slices, gate_b, gate_t, scale_b, scale_t,
-    GATED: tl.constexpr, PER_TOKEN: tl.constexpr, SLICE: tl.constexpr, ROWS: tl.constexpr,
+    GATED: tl.constexpr, PER_TOKEN: tl.constexpr, SLICE: tl.constexpr, STAGES: tl.constexpr,
     D: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
-    """dmod holds planes: d scale, d gate where GATED, d shift. Per sample they are sums [B, slices, D]; per token they are
-    [B, T, D], and d shift, which is dy, is left out."""
+    """A program takes SLICE tokens of one sample, one after the other.
+
+    dmod holds planes: d scale, d gate where GATED, d shift. Per sample they are sums [B, slices, D]; per token they are
+    [B, T, D], and d shift, which is dy, is left out.
+    """
     pid = tl.program_id(0).to(tl.int64)
     b = pid // slices
     first = pid % slices * SLICE
-    plane = tl.num_programs(0).to(tl.int64) * D
     if not PER_TOKEN:
-        scale, scale_ = load_modulation(scale_ptr, b, 0, 0, scale_b, scale_t, False, D, HEAD, TAIL)
-        dscale = tl.zeros([ROWS, HEAD], tl.float32)
-        dscale_ = tl.zeros([ROWS, TAIL], tl.float32)
-        dshift = tl.zeros([ROWS, HEAD], tl.float32)
-        dshift_ = tl.zeros([ROWS, TAIL], tl.float32)
+        dscale = tl.zeros([HEAD], tl.float32)
+        dscale_ = tl.zeros([TAIL], tl.float32)
+        dshift = tl.zeros([HEAD], tl.float32)
+        dshift_ = tl.zeros([TAIL], tl.float32)
         if GATED:
-            gate, gate_ = load_modulation(gate_ptr, b, 0, 0, gate_b, gate_t, False, D, HEAD, TAIL)
-            dgate = tl.zeros([ROWS, HEAD], tl.float32)
-            dgate_ = tl.zeros([ROWS, TAIL], tl.float32)
-    for step in range(0, SLICE, ROWS):
-        t = first + step + tl.arange(0, ROWS)
-        keep = t < T
-        rows = b * T + t
-        if PER_TOKEN:
-            scale, scale_ = load_modulation(scale_ptr, b, t, keep, scale_b, scale_t, True, D, HEAD, TAIL)
-        mean = tl.load(mean_ptr + rows, mask=keep, other=0.0)[:, None]
-        rstd = tl.load(rstd_ptr + rows, mask=keep, other=0.0)[:, None]
-        x, x_ = load_rows(x1_ptr, rows, keep, D, D, HEAD, TAIL)
-        dy, dy_ = load_rows(dy_ptr, rows, keep, D, D, HEAD, TAIL)
+            dgate = tl.zeros([HEAD], tl.float32)
+            dgate_ = tl.zeros([TAIL], tl.float32)
+    for t in tl.range(first, tl.minimum(first + SLICE, T), num_stages=STAGES):
+        row = b * T + t
+        mean = tl.load(mean_ptr + row)
+        rstd = tl.load(rstd_ptr + row)
+        x, x_ = load_row(x1_ptr + row * D, D, HEAD, TAIL)
+        dy, dy_ = load_row(dy_ptr + row * D, D, HEAD, TAIL)
+        scale, scale_ = load_row(scale_ptr + b * scale_b + t * scale_t, D, HEAD, TAIL)
         x = (x - mean) * rstd
-        x_ = (x_ - mean) * rstd
-        if HEAD + TAIL != D:
-            x_ = tl.where((HEAD + tl.arange(0, TAIL) < D)[None, :], x_, 0.0)
+        x_ = outside_zero((x_ - mean) * rstd, D, HEAD, TAIL)
         if PER_TOKEN:
-            store_rows(dmod_ptr, rows, keep, D, dy * x, dy_ * x_, D, HEAD, TAIL)
+            store_row(dmod_ptr + row * D, dy * x, dy_ * x_, D, HEAD, TAIL)
         else:
             dscale += dy * x
             dscale_ += dy_ * x_
@@ -110,31 +93,33 @@ def _backward(
             dshift_ += dy_
         dy = dy * (1.0 + scale)
         dy_ = dy_ * (1.0 + scale_)
-        along = ((tl.sum(dy * x, 1) + tl.sum(dy_ * x_, 1)) / D)[:, None]
-        across = ((tl.sum(dy, 1) + tl.sum(dy_, 1)) / D)[:, None]
+        along = (tl.sum(dy * x, 0) + tl.sum(dy_ * x_, 0)) / D
+        across = (tl.sum(dy, 0) + tl.sum(dy_, 0)) / D
         dx = (dy - across - x * along) * rstd
         dx_ = (dy_ - across - x_ * along) * rstd
         if GATED:
-            more, more_ = load_rows(dx1_ptr, rows, keep, D, D, HEAD, TAIL)
+            more, more_ = load_row(dx1_ptr + row * D, D, HEAD, TAIL)
+            h, h_ = load_row(h_ptr + row * D, D, HEAD, TAIL)
+            gate, gate_ = load_row(gate_ptr + b * gate_b + t * gate_t, D, HEAD, TAIL)
             dx += more
             dx_ += more_
-            h, h_ = load_rows(h_ptr, rows, keep, D, D, HEAD, TAIL)
+            store_row(dh_ptr + row * D, dx * gate, dx_ * gate_, D, HEAD, TAIL)
             if PER_TOKEN:
-                gate, gate_ = load_modulation(gate_ptr, b, t, keep, gate_b, gate_t, True, D, HEAD, TAIL)
-                every = tl.num_programs(0).to(tl.int64) // slices * T * D
-                store_rows(dmod_ptr + every, rows, keep, D, dx * h, dx_ * h_, D, HEAD, TAIL)
+                all_rows = tl.num_programs(0).to(tl.int64) // slices * T
+                store_row(dmod_ptr + (all_rows + row) * D, dx * h, dx_ * h_, D, HEAD, TAIL)
             else:
                 dgate += dx * h
                 dgate_ += dx_ * h_
-            store_rows(dh_ptr, rows, keep, D, dx * gate, dx_ * gate_, D, HEAD, TAIL)
-        store_rows(dx_ptr, rows, keep, D, dx, dx_, D, HEAD, TAIL)
+        store_row(dx_ptr + row * D, dx, dx_, D, HEAD, TAIL)
     if not PER_TOKEN:
-        store_sum(dmod_ptr + pid * D, dscale, dscale_, D, HEAD, TAIL)
+        plane = tl.num_programs(0).to(tl.int64) * D
+        here = dmod_ptr + pid * D
+        store_row(here, dscale, dscale_, D, HEAD, TAIL)
         if GATED:
-            store_sum(dmod_ptr + plane + pid * D, dgate, dgate_, D, HEAD, TAIL)
-            store_sum(dmod_ptr + 2 * plane + pid * D, dshift, dshift_, D, HEAD, TAIL)
+            store_row(here + plane, dgate, dgate_, D, HEAD, TAIL)
+            store_row(here + 2 * plane, dshift, dshift_, D, HEAD, TAIL)
         else:
-            store_sum(dmod_ptr + plane + pid * D, dshift, dshift_, D, HEAD, TAIL)
+            store_row(here + plane, dshift, dshift_, D, HEAD, TAIL)
 
 
 def _run_forward(
@@ -149,12 +134,11 @@ def _run_forward(
     mean_BT = torch.empty(B, T, dtype=torch.float32, device=x.device)
     rstd_BT = torch.empty_like(mean_BT)
     if y.numel():
-        config = forward_config(D)
         with on(x):
-            _forward[(B * triton.cdiv(T, config["ROWS"]),)](
+            _forward[(B * T,)](
                 x, h, shift if gate is None else gate, shift, scale, x1, y, mean_BT, rstd_BT,
                 T, *strides(gate), *strides(shift), *strides(scale), eps,
-                GATED=gate is not None, PER_TOKEN=scale.ndim == 3, **config,
+                GATED=gate is not None, **FORWARD.config(D),
             )  # fmt: skip
     return x1, y, mean_BT, rstd_BT
 
@@ -181,7 +165,7 @@ def _run_backward(
             _backward[(B * slices,)](
                 dy, dx1, x1, h, scale if gate is None else gate, scale, mean_BT, rstd_BT, dx, dh, dmod,
                 T, slices, *strides(gate), *strides(scale),
-                GATED=gated, PER_TOKEN=per_token, **backward_config(D, gated),
+                GATED=gated, PER_TOKEN=per_token, SLICE=SLICE, STAGES=STAGES, **BACKWARD[gated].config(D),
             )  # fmt: skip
         if not per_token:
             dmod = sum_slices(dmod, scale.dtype) if x1.numel() else dmod.new_zeros(2 + gated, B, D, dtype=scale.dtype)

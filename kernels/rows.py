@@ -1,13 +1,13 @@
-"""Tiles of rows of any width: the part that adaLN and gating share.
+"""Rows of any width in registers: the part that adaLN and gating share.
 
 A row of width D is two blocks, HEAD (a power of two below D) and TAIL (the rest, rounded up): 1152 = 1024 + 128 and
-768 = 512 + 256 waste no lane, where one power of two would waste 44 % and 25 %. A program holds ROWS tokens of one sample, so
-that what is shared by a sample is read once for all of them.
+768 = 512 + 256 waste no lane, where one power of two would waste 44 % and 25 %.
 """
 
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -16,51 +16,29 @@ from torch import Tensor
 
 
 @triton.jit
-def load_rows(ptr, rows, keep, stride, D: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr):
-    """Rows as float32 tiles [ROWS, HEAD] and [ROWS, TAIL]; what lies outside is 0."""
-    at = ptr + rows[:, None] * stride
-    head = tl.arange(0, HEAD)[None, :]
-    tail = HEAD + tl.arange(0, TAIL)[None, :]
-    inside = keep[:, None] if HEAD + TAIL == D else keep[:, None] & (tail < D)
-    a = tl.load(at + head, mask=keep[:, None], other=0.0)
-    b = tl.load(at + tail, mask=inside, other=0.0)
+def load_row(ptr, D: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr):
+    """A row as float32 blocks [HEAD] and [TAIL]; lanes beyond D are 0."""
+    tail = HEAD + tl.arange(0, TAIL)
+    a = tl.load(ptr + tl.arange(0, HEAD))
+    b = tl.load(ptr + tail) if HEAD + TAIL == D else tl.load(ptr + tail, mask=tail < D, other=0.0)
     return a.to(tl.float32), b.to(tl.float32)
 
 
 @triton.jit
-def store_rows(ptr, rows, keep, stride, a, b, D: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr):
+def store_row(ptr, a, b, D: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr):
     """The way back, rounded to the pointer's type."""
-    at = ptr + rows[:, None] * stride
-    head = tl.arange(0, HEAD)[None, :]
-    tail = HEAD + tl.arange(0, TAIL)[None, :]
-    inside = keep[:, None] if HEAD + TAIL == D else keep[:, None] & (tail < D)
-    tl.store(at + head, a.to(ptr.dtype.element_ty), mask=keep[:, None])
-    tl.store(at + tail, b.to(ptr.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def load_modulation(
-    ptr, b, t, keep, stride_b, stride_t,
-    PER_TOKEN: tl.constexpr, D: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr,
-):  # fmt: skip
-    """Shift, scale or gate for the tokens ``t`` of sample ``b``: a row a token, or one row [1, ...] for all of them."""
-    if PER_TOKEN:
-        return load_rows(ptr + b * stride_b, t, keep, stride_t, D, HEAD, TAIL)
-    else:
-        one = tl.arange(0, 1).to(tl.int64)
-        return load_rows(ptr + b * stride_b, one, one == 0, 0, D, HEAD, TAIL)
-
-
-@triton.jit
-def store_sum(ptr, a, b, D: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr):
-    """Sum a tile over its rows into one float32 row."""
-    head = tl.arange(0, HEAD)
     tail = HEAD + tl.arange(0, TAIL)
-    tl.store(ptr + head, tl.sum(a, 0))
+    tl.store(ptr + tl.arange(0, HEAD), a.to(ptr.dtype.element_ty))
     if HEAD + TAIL == D:
-        tl.store(ptr + tail, tl.sum(b, 0))
+        tl.store(ptr + tail, b.to(ptr.dtype.element_ty))
     else:
-        tl.store(ptr + tail, tl.sum(b, 0), mask=tail < D)
+        tl.store(ptr + tail, b.to(ptr.dtype.element_ty), mask=tail < D)
+
+
+@triton.jit
+def outside_zero(b, D: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr):
+    """The TAIL block with 0 beyond D, where arithmetic has put something else."""
+    return b if HEAD + TAIL == D else tl.where(HEAD + tl.arange(0, TAIL) < D, b, 0.0)
 
 
 @triton.jit
@@ -88,14 +66,23 @@ def sum_slices(parts_NBSD: Tensor, dtype: torch.dtype) -> Tensor:
     return out_NBD
 
 
-def blocks(D: int) -> dict[str, int]:
-    """D with its HEAD and TAIL; a power of two is two halves."""
-    head = 1 << max((D - 1).bit_length() - 1, 0)
-    return {"D": D, "HEAD": head, "TAIL": triton.next_power_of_2(max(D - head, 1))}
+@dataclass(frozen=True)
+class Tile:
+    """How a row lies in a program. Below 8 lanes a thread could not load 16 bytes of bf16 at a time."""
+
+    lanes: int  # elements of HEAD that a thread holds: more of them are more bytes under way, and more registers
+    registers: int  # allowed a thread; without the limit ptxas spills a few bytes to fit one program more
+
+    def config(self, D: int) -> dict[str, int]:
+        """Constants and options of a launch; a D that is a power of two is two halves."""
+        head = 1 << max((D - 1).bit_length() - 1, 0)
+        tail = triton.next_power_of_2(max(D - head, 1))
+        warps = min(max(head // (32 * self.lanes), 1), 16)
+        return {"D": D, "HEAD": head, "TAIL": tail, "num_warps": warps, "maxnreg": self.registers}
 
 
 def strides(m: Tensor | None) -> tuple[int, int]:
-    """Step to the next sample and to the next token of a shift, scale or gate."""
+    """Step to the next sample and to the next token of a shift, scale or gate; a token's step is 0 where all share one."""
     if m is None:
         return 0, 0
     return (m.stride(0), 0) if m.ndim == 2 else (m.stride(0), m.stride(1))
