@@ -49,9 +49,13 @@ def facts() -> list[tuple[str, str, str]]:
     for package in PACKAGES:
         rows.append((package, version(package), ""))
     rows.append(("kernels", *ops.explain()))
-    chosen = ops.attention_backend()
-    for name, why_not in ops.attention_backends().items():
-        rows.append(("attention", name, why_not or ("used" if name == chosen else "there; G3N_ATTENTION chooses it")))
+    wanted = ops.attention_requested()
+    how = (
+        f"measures once a shape on a GPU; {ops.attention_cache()}" if wanted == "auto" else "asked for by G3N_ATTENTION"
+    )
+    rows.append(("attention", wanted, how))
+    for name, why_not in ops.attention_obstacles().items():
+        rows.append(("attention", name, why_not or f"there; G3N_ATTENTION={name} takes it always"))
     return rows
 
 

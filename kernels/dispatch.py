@@ -30,10 +30,15 @@ def choose(x: Tensor) -> str:
     A CUDA tensor, or any tensor under TRITON_INTERPRET=1, goes to Triton where Triton can take it; the rest goes to the
     reference. G3N_KERNELS=triton|reference forces; RuntimeError where that cannot be, ValueError for another value.
     """
+    return _choose(x.device.type, x.device.index, x.dtype)
+
+
+@torch.compiler.assume_constant_result  # a compiled model asks once, while it is traced
+def _choose(device_type: str, index: int | None, dtype: torch.dtype) -> str:
     forced = os.environ.get("G3N_KERNELS", "")
-    if forced == "reference" or (not forced and x.device.type == "cpu" and not _interpreted()):
+    if forced == "reference" or (not forced and device_type == "cpu" and not _interpreted()):
         return "reference"
-    reason = _obstacle(x.device.type, x.device.index) or _wrong_dtype(x.dtype)
+    reason = _obstacle(device_type, index) or _wrong_dtype(dtype)
     return _decide(forced, reason)
 
 

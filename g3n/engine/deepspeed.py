@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from g3n.config import G3nError
+from g3n.engine.compiled import compile_blocks
 from g3n.engine.distributed import Ranks
 
 _OURS = {
@@ -58,6 +59,7 @@ class EngineConfig:
     zero_stage: Literal[1, 2, 3] = 1
     clip_norm: float = 1.0
     recompute: bool = False  # activation checkpointing: less memory, a third more arithmetic
+    compile: bool = False  # torch.compile of each transformer block
 
     def __post_init__(self) -> None:
         if self.global_batch < 1 or self.micro_batch < 1 or self.clip_norm <= 0:
@@ -128,6 +130,8 @@ def initialize(
         for module in model.modules():
             if hasattr(module, "recompute"):
                 setattr(module, "recompute", True)  # noqa: B010
+    if config.compile:
+        compile_blocks(model)
     buffers = {name: buffer.detach().clone().to(ranks.device) for name, buffer in model.named_buffers()}
     tree = deepspeed_config(config, optim, ranks.world, passthrough)
     engine, *_ = deepspeed.initialize(model=model, model_parameters=list(model.parameters()), config=tree)

@@ -92,8 +92,11 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.predict = nn.Linear(width, config.patch**3)
 
-    def forward(self, x_BTD: Tensor, index_BK: Tensor) -> Tensor:
-        """x_BTD: CLS and the K encoded tokens; index_BK: their places. Returns patches [B, N, P]."""
+    def forward(self, x_BTD: Tensor, index_BK: Tensor, places_BM: Tensor | None = None) -> Tensor:
+        """x_BTD: CLS and the K encoded tokens; index_BK: their places.
+
+        Returns the patches at ``places_BM``, [B, M, P], or at all N places where None.
+        """
         x_BTD = self.embed(x_BTD)
         B, _, D = x_BTD.shape
         N = self.positions.shape[1]
@@ -101,7 +104,10 @@ class Decoder(nn.Module):
         tokens_BND = tokens_BND.scatter(1, index_BK[..., None].expand(-1, -1, D), x_BTD[:, 1:])
         tokens_BND = tokens_BND + self.positions.to(x_BTD.dtype)
         x_BTD = run_blocks(self.blocks, torch.cat([x_BTD[:, :1], tokens_BND], dim=1), self.recompute)
-        return self.predict(self.norm(x_BTD))[:, 1:]
+        x_BND = x_BTD[:, 1:]
+        if places_BM is not None:  # before the head, whose rows are the widest of all
+            x_BND = x_BND.gather(1, places_BM[..., None].expand(-1, -1, D))
+        return self.predict(self.norm(x_BND))
 
 
 class MAE(nn.Module):
@@ -115,6 +121,13 @@ class MAE(nn.Module):
         nn.init.trunc_normal_(self.encoder.cls_token, std=0.02)
         nn.init.trunc_normal_(self.decoder.mask_token, std=0.02)
 
-    def forward(self, volume_BXYZ: Tensor, mean_B: Tensor, rstd_B: Tensor, visible_BK: Tensor) -> Tensor:
-        """Predicted normalized patches [B, N, P] of all N places from the visible ones."""
-        return self.decoder(self.encoder(volume_BXYZ, mean_B, rstd_B, visible_BK, cls=True), visible_BK)
+    def forward(
+        self,
+        volume_BXYZ: Tensor,
+        mean_B: Tensor,
+        rstd_B: Tensor,
+        visible_BK: Tensor,
+        places_BM: Tensor | None = None,
+    ) -> Tensor:
+        """Predicted normalized patches [B, M, P] at ``places_BM`` (all N places where None) from the visible ones."""
+        return self.decoder(self.encoder(volume_BXYZ, mean_B, rstd_B, visible_BK, cls=True), visible_BK, places_BM)

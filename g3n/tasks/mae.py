@@ -62,43 +62,39 @@ class MAETask:
         visible, masked = order[:, : self.n_visible], order[:, self.n_visible :]
         return visible.sort(dim=1).values.to(device), masked.sort(dim=1).values.to(device)
 
-    def _loss(self, pred_BNP: Tensor, batch: Batch, index_BK: Tensor, rows: slice = slice(None)) -> Tensor:
-        pred_BKP = pred_BNP[rows].gather(1, index_BK[rows, :, None].expand(-1, -1, pred_BNP.shape[-1]))
+    def _loss(self, pred_BKP: Tensor, batch: Batch, index_BK: Tensor, rows: slice = slice(None)) -> Tensor:
         volume, mean, rstd = (batch.tensors[k][rows] for k in ("volume", "mean", "rstd"))
+        net, config = self.config.net, self.config
         return ops.masked_patch_loss(
-            pred_BKP.float(),
-            volume,
-            index_BK[rows],
-            self.config.net.patch,
-            mean,
-            rstd,
-            self.config.norm_target,
-            self.config.kind,
+            pred_BKP[rows], volume, index_BK[rows], net.patch, mean, rstd, config.norm_target, config.kind
         )
 
-    def _predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        volume, mean, rstd = (batch.tensors[k] for k in ("volume", "mean", "rstd"))
-        visible, masked = self._split(batch.seeds, volume.device)
-        return model(volume, mean, rstd, visible), visible, masked
+    def _places(self, batch: Batch) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+        """(volume, mean, rstd), visible places [B, K] and masked places [B, N - K]."""
+        inputs = tuple(batch.tensors[k] for k in ("volume", "mean", "rstd"))
+        return (inputs, *self._split(batch.seeds, inputs[0].device))
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        pred, visible, masked = self._predict(model, batch)
-        masked_loss = self._loss(pred, batch, masked)
-        loss, logs = masked_loss, {"masked": masked_loss.detach()}
-        if self.config.visible_weight > 0:
-            visible_loss = self._loss(pred, batch, visible)
-            loss = loss + self.config.visible_weight * visible_loss
-            logs["visible"] = visible_loss.detach()
-        return loss, logs
+        inputs, visible, masked = self._places(batch)
+        if self.config.visible_weight == 0:
+            loss = self._loss(model(*inputs, visible, masked), batch, masked)
+            return loss, {"masked": loss.detach()}
+        pred_BNP = model(*inputs, visible)
+        masked_loss = self._loss(_at(pred_BNP, masked), batch, masked)
+        visible_loss = self._loss(_at(pred_BNP, visible), batch, visible)
+        logs = {"masked": masked_loss.detach(), "visible": visible_loss.detach()}
+        return masked_loss + self.config.visible_weight * visible_loss, logs
 
     def eval_step(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        pred, _, masked = self._predict(model, batch)
+        inputs, visible, masked = self._places(batch)
+        pred_BKP = model(*inputs, visible, masked)
         rows = [slice(i, i + 1) for i in range(len(batch))]
-        return {"masked": torch.stack([self._loss(pred, batch, masked, row) for row in rows])}
+        return {"masked": torch.stack([self._loss(pred_BKP, batch, masked, row) for row in rows])}
 
     def panels(self, model: nn.Module, batch: Batch) -> dict[str, np.ndarray]:
         """Rows of volume, what the encoder saw, and the prediction with the visible patches put back."""
-        pred, visible, _ = self._predict(model, batch)
+        inputs, visible, _ = self._places(batch)
+        pred = model(*inputs, visible)
         volume = normalize(*(batch.tensors[k] for k in ("volume", "mean", "rstd")))
         patch, tokens = self.config.net.patch, self.config.net.tokens
         truth = ops.patchify3d(volume, patch)
@@ -106,3 +102,7 @@ class MAETask:
         filled = torch.where(seen, truth, pred.float())
         shown = [volume, ops.unpatchify3d(truth * seen, patch, tokens), ops.unpatchify3d(filled, patch, tokens)]
         return {"reconstruction": picture(torch.stack(shown, dim=1))}
+
+
+def _at(pred_BNP: Tensor, index_BK: Tensor) -> Tensor:
+    return pred_BNP.gather(1, index_BK[..., None].expand(-1, -1, pred_BNP.shape[-1]))
