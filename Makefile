@@ -5,6 +5,11 @@ BIN := $(VENV)/bin
 DEMO_SEED ?= 0
 
 .PHONY: demo test lint install clean-demo
+.PHONY: bench bench-gpu tune-gpu
+
+# a machine without network has its own torch: make bench-gpu BENCH_PYTHON=python3
+BENCH := $(or $(BENCH_PYTHON),$(BIN)/python)
+BENCH_SHARDS ?= runs/demo/shards
 
 install: $(VENV)/installed
 
@@ -25,6 +30,23 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy g3n kernels data_prep
+
+# what this machine can: full sizes on a GPU, small ones on a CPU; rows in benchmarks/results, page docs/benchmarks.md
+bench: $(if $(BENCH_PYTHON),,install)
+	$(BENCH) -m benchmarks.kernels
+	$(BENCH) -m benchmarks.attention
+	@if [ -e $(BENCH_SHARDS)/index.json ]; then $(BENCH) -m benchmarks.stream --shards $(BENCH_SHARDS); \
+	else echo "stream is not measured: $(BENCH_SHARDS) is missing (make demo writes it)"; fi
+	$(BENCH) -m benchmarks.report
+
+# kernels and attention within ten minutes; rows stay where the page cannot be made for lack of matplotlib
+bench-gpu: $(if $(BENCH_PYTHON),,install)
+	$(BENCH) -m benchmarks.kernels --minutes 6
+	$(BENCH) -m benchmarks.attention --minutes 2.5
+	$(BENCH) -m benchmarks.report || echo "no page was made; the rows are in benchmarks/results"
+
+tune-gpu: $(if $(BENCH_PYTHON),,install)
+	$(BENCH) -m benchmarks.tune
 
 clean-demo:
 	rm -rf runs/demo

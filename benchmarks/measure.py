@@ -48,6 +48,12 @@ def seconds(
     return statistics.median(times), low, high
 
 
+def quick_seconds(call: Callable[[], Any], flush: bool = True) -> tuple[float, float, float]:
+    """As ``seconds``, with a quarter of the repeats where a call takes longer than 5 ms."""
+    once = seconds(call, repeats=2, warmup=2, flush=False)[0]
+    return seconds(call, repeats=20 if once < 5e-3 else 5, warmup=1, flush=flush)
+
+
 def _gpu_times(call: Callable[[], Any], repeats: int, flush: bool) -> list[float]:
     cache = torch.empty(FLUSH_BYTES // 4 if flush else 0, dtype=torch.int32, device="cuda")
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
@@ -100,6 +106,45 @@ def graph_seconds(call: Callable[[], Any], calls: int = 20) -> float | None:
         for _ in range(calls):
             call()
     return seconds(graph.replay, flush=False)[0] / calls
+
+
+def peak_bytes(call: Callable[[], Any]) -> int | None:
+    """Bytes that one call holds at most beyond what was allocated before it, its result included; None on a CPU."""
+    if not torch.cuda.is_available():
+        return None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    result = call()
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated() - before
+    del result
+    return peak
+
+
+def relative_error(found: Sequence[torch.Tensor], exact: Sequence[torch.Tensor]) -> float:
+    """||found - exact|| / ||exact|| of the tensor in which it is largest, in float64; NaN where one is not finite."""
+    errors = []
+    for f, e in zip(found, exact, strict=True):
+        error = (f.double() - e.double()).norm() / e.double().norm()
+        errors.append(float(error))
+    return max(errors, key=lambda error: (error != error, error))
+
+
+class Deadline:
+    """Minutes from now on."""
+
+    def __init__(self, minutes: float) -> None:
+        self._end = time.monotonic() + 60 * minutes
+
+    def passed(self) -> bool:
+        return time.monotonic() > self._end
+
+
+def in_words(error: BaseException) -> str:
+    """The first line of what failed, for a printed line."""
+    first = next((line for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {first[:160]}"
 
 
 @functools.cache

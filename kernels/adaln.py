@@ -2,7 +2,7 @@
 
 One kernel each way. Statistics and sums are float32; what the backward needs beyond its inputs is x1, mean and rstd. Gradients of
 shift, scale and gate are sums over tokens: a program adds SLICE tokens of one sample in order, ``rows.sum_slices`` adds the
-slices in order. No atomics: the same inputs give the same bits, on any GPU. docs/kernels.md has the count of bytes.
+slices in order. No atomics: the same inputs give the same bits. docs/kernels.md has the count of bytes.
 """
 
 from __future__ import annotations

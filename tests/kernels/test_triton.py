@@ -103,6 +103,16 @@ def test_the_error_is_never_above_that_of_plain_torch(dtype: torch.dtype) -> Non
         assert (a.double() - e).norm() <= 1.02 * (b.double() - e).norm()
 
 
+def test_the_norm_is_of_x1_as_it_is_stored() -> None:
+    """The backward has the stored x1 alone; statistics of a finer one would not be its own."""
+    torch.manual_seed(0)
+    x, h, gate, shift, scale = (
+        draw(*s, dtype=torch.float16) for s in ((2, 9, 96), (2, 9, 96), (2, 96), (2, 96), (2, 96))
+    )
+    x1, y = kernels.gate_residual_adaln(x, h, gate, shift, scale)
+    assert (y != reference.adaln_modulate(x1, shift, scale)).float().mean() < 0.02
+
+
 def test_large_means_do_not_cost_digits() -> None:
     torch.manual_seed(0)
     x = (torch.randn(1, 5, 96, device=DEVICE) + 1000).requires_grad_()
@@ -298,6 +308,22 @@ def test_masked_loss_can_be_run_back_twice_and_repeats_its_bits() -> None:
     loss = kernels.masked_patch_loss(pred, v, index, 8, mean, rstd, False, "l1")
     assert torch.isnan(loss)
     assert torch.isnan(torch.autograd.grad(loss, pred)[0][0, 0, 0])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not GPU, reason="counts the memory of a GPU")
+def test_the_masked_loss_writes_no_targets() -> None:
+    v, index = volumes(16, (10, 12, 10), torch.int16), chosen((10, 12, 10))
+    mean, rstd = torch.ones(2, device=DEVICE), torch.ones(2, device=DEVICE) / 9
+    pred = draw(*index.shape, 4096, dtype=torch.bfloat16)
+    size = pred.numel() * pred.element_size()
+    for wanted, limit in ((False, 0.01), (True, 1.01)):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        with torch.set_grad_enabled(wanted):
+            loss = kernels.masked_patch_loss(pred, v, index, 16, mean, rstd, True, "l1")
+        assert torch.cuda.max_memory_allocated() - before <= limit * size
+        del loss
 
 
 # what torch asks of a custom operator
