@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 
@@ -33,6 +34,11 @@ class Meter:
     @property
     def step_seconds(self) -> float:
         return sum(s for s, _ in self.steps) / max(1, len(self.steps))
+
+    def step_seconds_at(self, share: float) -> float:
+        """The step time that ``share`` of the last steps did not exceed (nearest rank)."""
+        times = sorted(s for s, _ in self.steps)
+        return times[max(0, math.ceil(share * len(times)) - 1)] if times else 0.0
 
     @property
     def samples_a_second(self) -> float:

@@ -161,6 +161,8 @@ FREE_KEYS = (
     "trainer.save_every",
     "trainer.keep_last",
     "trainer.panels",
+    "trainer.max_skipped",
+    "trainer.stuck_seconds",
 )
 
 

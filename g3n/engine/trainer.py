@@ -31,6 +31,7 @@ from g3n.engine.deepspeed import (
 )
 from g3n.engine.distributed import Ranks, gather_objects, max_over_ranks, sum_over_ranks
 from g3n.engine.schedule import learning_rate
+from g3n.engine.watchdog import Watchdog
 from g3n.meters import Meter, clock
 from g3n.stream import cursors
 from g3n.stream.index import ShardIndex
@@ -54,13 +55,18 @@ class TrainerConfig(EngineConfig):
     eval_batches: int | None = None  # validation micro-batches a rank; all where null
     save_every: int = 1000
     keep_last: int = 2
+    max_skipped: int = 3  # steps in a row that may be skipped because gradients were not finite; one more ends the run
     panels: bool = True  # pictures of the first validation batch
+    stuck_seconds: float = 1800  # without progress for so long, every rank writes its stacks and ends; 0 waits for ever
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("steps", "log_every", "eval_every", "save_every", "keep_last"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} must be >= 1")
+        for name in ("max_skipped", "stuck_seconds"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} {getattr(self, name)} must be >= 0")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay {self.ema_decay} must lie in [0, 1)")
 
@@ -123,6 +129,7 @@ class Trainer:
         self.config, self.task, self.index, self.ranks = config, task, index, ranks
         self.signal = 0  # what this process received
         self.stopping = 0  # what all ranks agreed on after the last step
+        self.skipped = self.skipped_in_a_row = 0  # steps of this process that changed nothing
         self.tracker: Tracker | None = None
         self.stream: TrainStream | None = None
         self.tree = json.loads(json.dumps(to_plain(config)))
@@ -167,20 +174,23 @@ class Trainer:
         if self.step >= settings.steps:
             self._say(f"already at step {self.step} of {settings.steps}: nothing to do")
             return 0
-        previous = {s: signal.signal(s, self._on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
+        stops = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # SLURM warns by SIGUSR1 before it requeues
+        previous = {s: signal.signal(s, self._on_signal) for s in stops}
+        self.watchdog = Watchdog(self.config.folder, self.ranks.rank, settings.stuck_seconds)
         try:
             self.stream = self._open_stream()
             with self._bar() as bar:
                 bar_id = bar.add_task(self.config.name, total=settings.steps, completed=self.step)
                 while self.step < settings.steps and not self.stopping:
-                    self._train_step()
+                    moved = self._train_step()
                     bar.update(bar_id, completed=self.step)
                     last = self.step == settings.steps
-                    if last or self.step % settings.eval_every == 0:
+                    if moved and (last or self.step % settings.eval_every == 0):
                         self._validate()
-                    if last or self.step % settings.save_every == 0 or self.stopping:
+                    if (moved and (last or self.step % settings.save_every == 0)) or self.stopping:
                         self._save()
         finally:
+            self.watchdog.close()
             for number, handler in previous.items():
                 signal.signal(number, handler)
         if self.stopping:
@@ -205,31 +215,60 @@ class Trainer:
     def _on_signal(self, number: int, _frame: Any) -> None:
         self.signal = number
 
-    def _train_step(self) -> None:
+    def _train_step(self) -> bool:
+        """One optimizer step; False where it was skipped and nothing moved but the stream."""
         settings, optim = self.config.trainer, self.config.optim
         rate = learning_rate(self.step, settings.steps, optim.lr, optim.warmup_steps, optim.min_lr_ratio)
         set_learning_rate(self.engine, rate)
         sums: dict[str, Tensor] = {}
-        keys: list[str] = []
+        losses: list[tuple[Tensor, list[str]]] = []
         for _ in range(self.passes):
+            self.watchdog.beat(f"step {self.step + 1}")
             batch = self._next_batch()
-            keys += batch.keys
             loss, logs = self.task.loss(self.engine, batch.to(self.ranks.device))
-            self._check_finite(loss, batch)
+            losses.append((loss.detach(), batch.keys))
             self.engine.backward(loss)
             self.engine.step()
             for name, value in {"loss": loss.detach(), **logs}.items():
                 sums[name] = sums.get(name, torch.zeros((), device=self.ranks.device)) + value.float() / self.passes
             self.cursors = cursors.merge(self.cursors, batch.lanes, batch.positions, len(batch) * self.ranks.world)
         norm = grad_norm(self.engine)
-        if not self.engine.was_step_applied() or not math.isfinite(norm):
-            self._raise_with_keys(f"gradients are not finite at step {self.step + 1}", keys)
-        ema.update_average(self.average, self.engine, settings.ema_decay, self.step)
-        self.step += 1
+        moved = self.engine.was_step_applied() and math.isfinite(norm)
+        if moved:
+            self.skipped_in_a_row = 0
+            ema.update_average(self.average, self.engine, settings.ema_decay, self.step)
+            self.step += 1
+        else:
+            self._skip_step(losses)
         self.meter.stepped()
         self.stopping = max_over_ranks([self.signal], self.ranks.device)[0]
-        if self.step % settings.log_every == 0 or self.step == settings.steps or self.stopping:
+        due = self.step % settings.log_every == 0 or self.step == settings.steps or self.stopping
+        if due and moved:
             self._log_step(sums, rate, norm)
+        return moved
+
+    def _skip_step(self, losses: list[tuple[Tensor, list[str]]]) -> None:
+        """Collective. DeepSpeed has dropped the gradients on every rank: weights, average, step and rate stand still.
+
+        The norm is that of all ranks' gradients, so all of them are here. Raises G3nError after too many in a row.
+        """
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        bad = [key for loss, keys in losses if not bool(torch.isfinite(loss)) for key in keys]
+        everyone = gather_objects((bad, [key for _, keys in losses for key in keys]), self.ranks)
+        where = 0 if any(bad for bad, _ in everyone) else 1  # no loss shows it: the gradients of any may be at fault
+        names = "; ".join(f"rank {r}: {', '.join(keys[where])}" for r, keys in enumerate(everyone) if keys[where])
+        what = f"{'loss is' if where == 0 else 'gradients are'} not finite at step {self.step + 1} ({names})"
+        if self.skipped_in_a_row > self.config.trainer.max_skipped:
+            last = checkpoint.finished_steps(self.config.folder)
+            raise G3nError(
+                f"{what}, {self.skipped_in_a_row} times in a row; the last good checkpoint is "
+                f"{last[-1].name if last else 'none'}. Look at these samples, lower optim.lr, or use trainer.precision=fp32"
+            )
+        if self.ranks.main:
+            log.warning("%s: the step is skipped (%d in a row)", what, self.skipped_in_a_row)
+            if self.tracker is not None:
+                self.tracker.metrics(self.step, {"train/skipped_steps": self.skipped})
 
     def _next_batch(self) -> Batch:
         assert self.stream is not None
@@ -237,21 +276,6 @@ class Trainer:
         batch = next(self.stream)
         self.meter.waited(time.perf_counter() - begin)
         return batch
-
-    def _check_finite(self, loss: Tensor, batch: Batch) -> None:
-        bad = int(not bool(torch.isfinite(loss.detach())))
-        if max_over_ranks([bad], self.ranks.device)[0]:
-            self._raise_with_keys(f"loss is not finite at step {self.step + 1}", batch.keys if bad else [])
-
-    def _raise_with_keys(self, what: str, keys: list[str]) -> None:
-        """Collective: every rank raises the same error, which names the ranks and their samples."""
-        everyone = gather_objects(keys, self.ranks)
-        names = "; ".join(f"rank {r}: {', '.join(k)}" for r, k in enumerate(everyone) if k)
-        last = checkpoint.finished_steps(self.config.folder)
-        raise G3nError(
-            f"{what} ({names}); the last good checkpoint is {last[-1].name if last else 'none'}. Look at these samples, "
-            f"lower optim.lr, or use trainer.precision=fp32"
-        )
 
     def _log_step(self, sums: Mapping[str, Tensor], rate: float, norm: float) -> None:
         totals = sum_over_ranks(torch.stack(list(sums.values()))) / self.ranks.world
@@ -263,7 +287,8 @@ class Trainer:
         values = {f"train/{name}": value for name, value in means.items()}
         values |= {"train/lr": rate, "train/grad_norm": norm, "train/samples": self.cursors["samples"]}
         values |= {f"speed/{unit}_per_second": meter.samples_a_second, "speed/data_wait_share": meter.data_wait_share}
-        values["data/damaged"] = self.stream.damaged
+        values |= {f"speed/step_ms_p{p}": 1e3 * meter.step_seconds_at(p / 100) for p in (50, 95)}
+        values |= {"data/damaged": self.stream.damaged, "train/skipped_steps": self.skipped}
         if self.ranks.device.type == "cuda":
             values["speed/peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         self.tracker.metrics(self.step, values)
@@ -289,6 +314,7 @@ class Trainer:
         for i, host_batch in enumerate(batches):
             if settings.eval_batches is not None and i >= settings.eval_batches:
                 break
+            self.watchdog.beat(f"validation after step {self.step}")
             batch = host_batch.to(ranks.device)
             for name, values in self.task.eval_step(self.engine, batch).items():
                 part = (values.double() * batch.weights).sum()
@@ -310,6 +336,7 @@ class Trainer:
     def _save(self) -> None:
         if self.saved_step == self.step:
             return
+        self.watchdog.beat(f"saving step {self.step}")
         self.cursors["cursors"] = max_over_ranks(self.cursors["cursors"], self.ranks.device)
         state = {
             **self.state,

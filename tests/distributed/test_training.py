@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import socket
@@ -29,6 +30,7 @@ class Chain:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.output = ""
         nano.shards(root / "shards")
         self.configs = nano.configs(root)
 
@@ -43,6 +45,7 @@ class Chain:
         path.write_text(json.dumps(jobs))
         done = launch(ranks, "tests/distributed/worker.py", str(path))
         assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+        self.output += done.stdout + done.stderr
 
     def folder(self, name: str) -> Path:
         return self.root / "runs" / name
@@ -61,7 +64,9 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     """All tasks at all stages on 2 ranks, straight and resumed in fresh processes, and once more on 1 rank."""
     chain = Chain(tmp_path_factory.mktemp("chain"))
     first, second = TASKS[:2], TASKS[2:]
-    chain.run(2, [chain.job(t, s, t if s == 1 else f"{t}-{s}") for t in first for s in STAGES])
+    fault = {"kind": "nan", "rank": 1, "calls": [9]}  # 8 samples a step, 2 a micro-batch, 2 ranks: in step 5
+    spoiled = [{**chain.job("mae", s, f"nan-once-{s}"), "fault": fault} for s in STAGES]
+    chain.run(2, [chain.job(t, s, t if s == 1 else f"{t}-{s}") for t in first for s in STAGES] + spoiled)
     encode(str(chain.folder("decoder")), str(chain.root / "shards"), chain.root / "latents", "cpu", 4)
     again = [(t, s, chain.stopped_at_10(t if s == 1 else f"{t}-{s}")) for t in first for s in STAGES]
     straight = [chain.job(t, s, t if s == 1 else f"{t}-{s}") for t in second for s in STAGES]
@@ -158,9 +163,13 @@ def test_the_users_line_runs_on_two_ranks_and_another_world_size_is_refused(chai
     assert alone.stderr.count("error:") == 1
 
 
-def test_sigterm_writes_a_checkpoint_and_exits_zero_and_the_same_line_goes_on(chain: Chain) -> None:
-    line = ["g3n/train.py", "--config", str(chain.configs["mae"]), "name=stopped", "trainer.steps=4000"]
-    run = chain.folder("stopped")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda s: s.name)
+def test_a_signal_writes_a_checkpoint_and_exits_zero_and_the_same_line_goes_on(
+    chain: Chain, number: signal.Signals
+) -> None:
+    name = f"stopped-{number.name}"
+    line = ["g3n/train.py", "--config", str(chain.configs["mae"]), f"name={name}", "trainer.steps=4000"]
+    run = chain.folder(name)
     with subprocess.Popen(
         command(1, *line), cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
@@ -169,7 +178,7 @@ def test_sigterm_writes_a_checkpoint_and_exits_zero_and_the_same_line_goes_on(ch
             assert process.poll() is None, process.stdout.read() if process.stdout else ""
             assert time.monotonic() < deadline, "no step within two minutes"
             time.sleep(0.2)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     last = int((run / "latest").read_text().removeprefix("step_"))
@@ -180,6 +189,40 @@ def test_sigterm_writes_a_checkpoint_and_exits_zero_and_the_same_line_goes_on(ch
     assert "trainer.steps = 4000, this run has 5000" in refused.stderr
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_nan_on_one_rank_makes_every_rank_skip_the_step(chain: Chain, stage: int) -> None:
+    name = f"nan-once-{stage}"
+    run = chain.folder(name)
+    undisturbed = "mae" if stage == 1 else f"mae-{stage}"
+    found, expected = losses(run), losses(chain.folder(undisturbed))
+    assert list(found) == list(range(1, 21))
+    assert [found[i] for i in range(1, 5)] == [expected[i] for i in range(1, 5)]
+    assert all(0 < loss < 2 for loss in found.values())  # no weight became NaN
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rates = {r["step"]: r["train/lr"] for r in rows if "train/lr" in r}
+    steady = [json.loads(line) for line in (chain.folder(undisturbed) / "metrics.jsonl").read_text().splitlines()]
+    assert rates == {r["step"]: r["train/lr"] for r in steady if "train/lr" in r}
+    assert rows[-1].get("train/skipped_steps", rows[-2].get("train/skipped_steps")) == 1
+    assert [r["train/samples"] for r in rows if "train/samples" in r][-1] == 21 * 8
+    said = r"loss is not finite at step 5 \(rank 1: sub-\S+, sub-\S+\): the step is skipped \(1 in a row\)"
+    assert len(re.findall(said, chain.output)) == len(STAGES)
+
+
+def test_a_stuck_rank_ends_every_process_and_all_leave_their_stacks(chain: Chain) -> None:
+    path = chain.root / "jobs.json"
+    job = chain.job("mae", 1, "stuck", "trainer.stuck_seconds=8")
+    path.write_text(json.dumps([{**job, "fault": {"kind": "stuck", "rank": 1, "calls": [9]}}]))
+    done = launch(2, "tests/distributed/worker.py", str(path), timeout=150)
+    assert done.returncode != 0
+    text = done.stdout + done.stderr
+    for rank in (0, 1):
+        assert re.search(rf"error: \[rank {rank}\] no progress for \d+ s at step 5; stacks are in", text)
+    stacks = [(chain.folder("stuck") / f"stuck-rank{rank}.txt").read_text() for rank in (0, 1)]
+    assert "sleep_for_ever" in stacks[1]
+    assert "sleep_for_ever" not in stacks[0]
+    assert "distributed" in stacks[0]  # it waits for the other one
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_loss_that_is_not_finite_stops_every_rank_and_names_rank_and_samples(chain: Chain, ranks: int) -> None:
     line = ["g3n/train.py", "--config", str(chain.configs["mae"]), f"name=nan-{ranks}", "optim.lr=1e18"]
@@ -187,6 +230,7 @@ def test_a_loss_that_is_not_finite_stops_every_rank_and_names_rank_and_samples(c
     assert done.returncode == 2
     text = done.stdout + done.stderr
     assert "not finite at step" in text
+    assert "4 times in a row; the last good checkpoint is" in text
     assert f"rank {ranks - 1}: sub-0" in text
 
 
