@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import statistics
 import time
 from collections import deque
+from collections.abc import Iterator, Sequence
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -49,6 +53,48 @@ class Meter:
         """Share of the step time spent waiting for data, 0..1."""
         total = sum(s for s, _ in self.steps)
         return sum(w for _, w in self.steps) / total if total else 0.0
+
+
+class OwnTime:
+    """What a rank spends by itself, waiting for data and in the forward, before it meets the others in the backward."""
+
+    def __init__(self, gpu: bool) -> None:
+        self._gpu = gpu
+        self._seconds = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def waited(self, seconds: float) -> None:
+        self._seconds += seconds
+
+    @contextlib.contextmanager
+    def forward(self) -> Iterator[None]:
+        if self._gpu:  # the host runs ahead: the device says how long it took, when somebody asks
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            yield
+            end.record()
+            self._events.append((start, end))
+        else:
+            begin = time.perf_counter()
+            yield
+            self._seconds += time.perf_counter() - begin
+
+    def take(self) -> float:
+        """Seconds since the last call; on a GPU this waits for the device."""
+        if self._events:
+            self._events[-1][1].synchronize()
+        seconds = self._seconds + sum(start.elapsed_time(end) for start, end in self._events) / 1e3
+        self._seconds, self._events = 0.0, []
+        return seconds
+
+
+def slow_rank(seconds: Sequence[float], factor: float = 1.5) -> int | None:
+    """The rank whose own time is more than ``factor`` times the median of the others', if there is one."""
+    if len(seconds) < 2:
+        return None
+    slowest = max(range(len(seconds)), key=seconds.__getitem__)
+    others = statistics.median(s for rank, s in enumerate(seconds) if rank != slowest)
+    return slowest if seconds[slowest] > factor * others else None
 
 
 def clock(seconds: float) -> str:

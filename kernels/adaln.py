@@ -18,7 +18,7 @@ SLICE = 16  # tokens that one program of the backward sums; a constant, so that 
 # Speed alone, see benchmarks/tune.py
 FORWARD = Tile(lanes=16, registers=96)
 BACKWARD = {False: Tile(lanes=8, registers=128), True: Tile(lanes=8, registers=168)}  # without and with a gate
-STAGES = 1  # rows that the backward has under way beside the one it works on, plus one
+STAGES = 1  # of the pipeline in the backward: 1 loads a row when its turn comes, more load ahead
 
 
 @triton.jit

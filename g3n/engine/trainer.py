@@ -32,7 +32,7 @@ from g3n.engine.deepspeed import (
 from g3n.engine.distributed import Ranks, gather_objects, max_over_ranks, sum_over_ranks
 from g3n.engine.schedule import learning_rate
 from g3n.engine.watchdog import Watchdog
-from g3n.meters import Meter, clock
+from g3n.meters import Meter, OwnTime, clock, slow_rank
 from g3n.stream import cursors
 from g3n.stream.index import ShardIndex
 from g3n.stream.lanes import StreamConfig, TrainStream, eval_batches
@@ -154,6 +154,7 @@ class Trainer:
             self.average = ema.start_average(self.engine)
         self.passes = accumulation(config.trainer, ranks.world)
         self.meter = Meter(config.trainer.global_batch)
+        self.own_time = OwnTime(ranks.device.type == "cuda")
         self.console = Console(highlight=False)
         self.saved_step = self.step if start else -1
         if ranks.main:
@@ -225,7 +226,8 @@ class Trainer:
         for _ in range(self.passes):
             self.watchdog.beat(f"step {self.step + 1}")
             batch = self._next_batch()
-            loss, logs = self.task.loss(self.engine, batch.to(self.ranks.device))
+            with self.own_time.forward():
+                loss, logs = self.task.loss(self.engine, batch.to(self.ranks.device))
             losses.append((loss.detach(), batch.keys))
             self.engine.backward(loss)
             self.engine.step()
@@ -274,13 +276,16 @@ class Trainer:
         assert self.stream is not None
         begin = time.perf_counter()
         batch = next(self.stream)
-        self.meter.waited(time.perf_counter() - begin)
+        waited = time.perf_counter() - begin
+        self.meter.waited(waited)
+        self.own_time.waited(waited)
         return batch
 
     def _log_step(self, sums: Mapping[str, Tensor], rate: float, norm: float) -> None:
         totals = sum_over_ranks(torch.stack(list(sums.values()))) / self.ranks.world
         means = dict(zip(sums, totals.tolist(), strict=True))
         self.last_loss = means["loss"]
+        own_seconds = gather_objects(self.own_time.take(), self.ranks)
         if self.tracker is None or self.stream is None:
             return
         meter, unit = self.meter, self.task.unit
@@ -289,6 +294,12 @@ class Trainer:
         values |= {f"speed/{unit}_per_second": meter.samples_a_second, "speed/data_wait_share": meter.data_wait_share}
         values |= {f"speed/step_ms_p{p}": 1e3 * meter.step_seconds_at(p / 100) for p in (50, 95)}
         values |= {"data/damaged": self.stream.damaged, "train/skipped_steps": self.skipped}
+        if (slow := slow_rank(own_seconds)) is not None:
+            values["speed/slow_rank"] = slow
+            log.warning(
+                "rank %d is slow: data and forward took it %.2f s since the last line, the others %.2f s",
+                slow, own_seconds[slow], min(own_seconds),
+            )  # fmt: skip
         if self.ranks.device.type == "cuda":
             values["speed/peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         self.tracker.metrics(self.step, values)

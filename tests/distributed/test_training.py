@@ -66,7 +66,12 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     first, second = TASKS[:2], TASKS[2:]
     fault = {"kind": "nan", "rank": 1, "calls": [9]}  # 8 samples a step, 2 a micro-batch, 2 ranks: in step 5
     spoiled = [{**chain.job("mae", s, f"nan-once-{s}"), "fault": fault} for s in STAGES]
-    chain.run(2, [chain.job(t, s, t if s == 1 else f"{t}-{s}") for t in first for s in STAGES] + spoiled)
+    slow = {
+        **chain.job("mae", 1, "slow", "trainer.log_every=5"),
+        "fault": {"kind": "slow", "rank": 1, "calls": list(range(8, 50))},
+    }
+    straight = [chain.job(t, s, t if s == 1 else f"{t}-{s}") for t in first for s in STAGES]
+    chain.run(2, [*straight, *spoiled, slow])
     encode(str(chain.folder("decoder")), str(chain.root / "shards"), chain.root / "latents", "cpu", 4)
     again = [(t, s, chain.stopped_at_10(t if s == 1 else f"{t}-{s}")) for t in first for s in STAGES]
     straight = [chain.job(t, s, t if s == 1 else f"{t}-{s}") for t in second for s in STAGES]
@@ -206,6 +211,17 @@ def test_a_nan_on_one_rank_makes_every_rank_skip_the_step(chain: Chain, stage: i
     assert [r["train/samples"] for r in rows if "train/samples" in r][-1] == 21 * 8
     said = r"loss is not finite at step 5 \(rank 1: sub-\S+, sub-\S+\): the step is skipped \(1 in a row\)"
     assert len(re.findall(said, chain.output)) == len(STAGES)
+
+
+def test_a_slow_rank_is_named(chain: Chain) -> None:
+    """Rank 1 takes 0.2 s more a micro-batch from step 5 on; a line comes every 5 steps."""
+    rows = [json.loads(line) for line in (chain.folder("slow") / "metrics.jsonl").read_text().splitlines()]
+    assert {r["step"]: r.get("speed/slow_rank") for r in rows if "train/loss" in r and r["step"] >= 10} == {
+        10: 1,
+        15: 1,
+        20: 1,
+    }
+    assert re.search(r"rank 1 is slow: data and forward took it \d\.\d\d s since the last line", chain.output)
 
 
 def test_a_stuck_rank_ends_every_process_and_all_leave_their_stacks(chain: Chain) -> None:

@@ -36,6 +36,9 @@ def inject(task: Any, kind: str, calls: list[int]) -> None:
             return value, logs
         if kind == "stuck":
             sleep_for_ever()
+        if kind == "slow":
+            time.sleep(0.2)
+            return value, logs
         return value * float("nan"), logs
 
     task.loss = loss
