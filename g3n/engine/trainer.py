@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from g3n.config import G3nError, to_plain, write_yaml
-from g3n.engine import checkpoint, ema
+from g3n.engine import checkpoint, ema, lock
 from g3n.engine.deepspeed import (
     EngineConfig,
     OptimConfig,
@@ -100,12 +101,12 @@ def check(config: Config, world: int) -> None:
 def train(config: Config, task: Task, index: ShardIndex, ranks: Ranks, resume: str) -> int:
     """Train until the last step or a signal. Returns 0, or 130 after Ctrl-C; both leave a checkpoint."""
     check(config, ranks.world)
-    start = on_main(ranks, lambda: checkpoint.find(config.folder, resume))
-    trainer = Trainer(config, task, index, ranks, start)
-    try:
+    with ExitStack() as until_the_end:
+        on_main(ranks, lambda: lock.hold(config.folder, until_the_end))
+        start = on_main(ranks, lambda: checkpoint.find(config.folder, resume))
+        trainer = Trainer(config, task, index, ranks, start)
+        until_the_end.callback(trainer.close)
         return trainer.run()
-    finally:
-        trainer.close()
 
 
 def on_main(ranks: Ranks, function: Callable[[], T]) -> T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from data_prep.encode import encode
+from g3n.engine import lock
 from tests import nano
 from tests.launch import ROOT, command, environment, launch, losses
 
@@ -248,6 +251,17 @@ def test_a_loss_that_is_not_finite_stops_every_rank_and_names_rank_and_samples(c
     assert "not finite at step" in text
     assert "4 times in a row; the last good checkpoint is" in text
     assert f"rank {ranks - 1}: sub-0" in text
+
+
+def test_two_jobs_in_one_folder_are_refused(chain: Chain) -> None:
+    line = ["g3n/train.py", "--config", str(chain.configs["mae"]), "name=shared", "trainer.steps=2"]
+    with ExitStack() as here:
+        lock.hold(chain.folder("shared"), here)
+        done = launch(1, *line)
+    assert done.returncode == 2
+    assert f"another job trains in '{chain.folder('shared')}' (process {os.getpid()} on " in done.stderr
+    assert [p.name for p in chain.folder("shared").iterdir()] == [".lock"]
+    assert launch(1, *line).returncode == 0  # it is free again
 
 
 def test_a_meeting_port_that_is_taken_is_named(tmp_path: Path) -> None:
