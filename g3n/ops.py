@@ -11,7 +11,10 @@ from kernels import (
     patchify3d,
     unpatchify3d,
 )
-from kernels.attention import attention, cache_path, obstacles, requested
+from kernels.attention import attention
+from kernels.attention import cache_path as attention_cache
+from kernels.attention import obstacles as attention_obstacles
+from kernels.attention import requested as attention_requested
 
 __all__ = [
     "adaln_modulate",
@@ -26,7 +29,3 @@ __all__ = [
     "patchify3d",
     "unpatchify3d",
 ]
-
-attention_cache = cache_path
-attention_obstacles = obstacles
-attention_requested = requested

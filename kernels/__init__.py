@@ -56,7 +56,7 @@ def unpatchify3d(patches_BNP: Tensor, patch: int, grid_tokens: tuple[int, int, i
     if choose(patches_BNP) == "triton":
         from kernels import patchify
 
-        return patchify.unpatchify3d(patches_BNP, patch, grid_tokens)
+        return patchify.unpatchify3d(patches_BNP, patch, x, y, z)
     return reference.unpatchify3d(patches_BNP, patch, grid_tokens)
 
 

@@ -40,9 +40,7 @@ def attention(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHK: Tensor, backend: str | Non
     ``backend``: one of ``BACKENDS`` or ``auto``; None takes G3N_ATTENTION, or ``auto`` where that is unset. Raises RuntimeError
     for an unknown backend, and for a named one that cannot run these inputs here.
     """
-    training = torch.is_grad_enabled() and (q_BTHK.requires_grad or k_BTHK.requires_grad or v_BTHK.requires_grad)
-    name = _decide(backend, *q_BTHK.shape, k_BTHK.shape[1], q_BTHK.dtype, str(q_BTHK.device), training)[0]
-    return _run(name, q_BTHK, k_BTHK, v_BTHK)
+    return _run(chosen(q_BTHK, k_BTHK, v_BTHK, backend)[0], q_BTHK, k_BTHK, v_BTHK)
 
 
 def chosen(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHK: Tensor, backend: str | None = None) -> tuple[str, str]:

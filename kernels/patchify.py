@@ -116,7 +116,7 @@ def float32(statistic: Tensor | None, stand_in: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("g3n::patchify3d", mutates_args=())
-def _patchify_op(
+def patchify3d(
     volume_BXYZ: Tensor,
     patch: int,
     index_BK: Tensor | None,
@@ -125,6 +125,7 @@ def _patchify_op(
     mask_BXYZ: Tensor | None,
     out_dtype: torch.dtype,
 ) -> Tensor:
+    """As ``reference.patchify3d``; gradients reach the volume only, not the statistics."""
     v = volume_BXYZ.contiguous()
     B, *shape = v.shape
     K = index_BK.shape[1] if index_BK is not None else shape[0] * shape[1] * shape[2] // patch**3
@@ -144,7 +145,7 @@ def _or(x: Tensor | None, stand_in: Tensor) -> Tensor:
     return stand_in if x is None else x.contiguous()
 
 
-@_patchify_op.register_fake
+@patchify3d.register_fake
 def _(volume_BXYZ, patch, index_BK, mean_B, rstd_B, mask_BXYZ, out_dtype):
     B, X, Y, Z = volume_BXYZ.shape
     K = index_BK.shape[1] if index_BK is not None else X * Y * Z // patch**3
@@ -182,7 +183,8 @@ def _(d_BKP, volume_BXYZ, patch, index_BK, rstd_B, mask_BXYZ):
 
 
 @torch.library.custom_op("g3n::unpatchify3d", mutates_args=())
-def _unpatchify_op(patches_BNP: Tensor, patch: int, x: int, y: int, z: int) -> Tensor:
+def unpatchify3d(patches_BNP: Tensor, patch: int, x: int, y: int, z: int) -> Tensor:
+    """As ``reference.unpatchify3d`` with a grid of x, y, z tokens."""
     p = patches_BNP.contiguous()
     B, N, _ = p.shape
     out_BXYZ = torch.empty(B, x * patch, y * patch, z * patch, dtype=p.dtype, device=p.device)
@@ -193,7 +195,7 @@ def _unpatchify_op(patches_BNP: Tensor, patch: int, x: int, y: int, z: int) -> T
     return out_BXYZ
 
 
-@_unpatchify_op.register_fake
+@unpatchify3d.register_fake
 def _(patches_BNP, patch, x, y, z):
     return patches_BNP.new_empty((patches_BNP.shape[0], x * patch, y * patch, z * patch))
 
@@ -214,28 +216,8 @@ def _unpatchify_setup(ctx, inputs, output) -> None:
 
 
 def _unpatchify_gradient(ctx, d_BXYZ: Tensor) -> tuple[Tensor, None, None, None, None]:
-    return _patchify_op(d_BXYZ, ctx.patch, None, None, None, None, ctx.dtype), None, None, None, None
+    return patchify3d(d_BXYZ, ctx.patch, None, None, None, None, ctx.dtype), None, None, None, None
 
 
-_patchify_op.register_autograd(_patchify_gradient, setup_context=_patchify_setup)
-_unpatchify_op.register_autograd(_unpatchify_gradient, setup_context=_unpatchify_setup)
-
-
-def patchify3d(
-    volume_BXYZ: Tensor,
-    patch: int,
-    index_BK: Tensor | None = None,
-    mean_B: Tensor | None = None,
-    rstd_B: Tensor | None = None,
-    mask_BXYZ: Tensor | None = None,
-    out_dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """As ``reference.patchify3d``; gradients reach the volume only, not the statistics."""
-    out: Tensor = _patchify_op(volume_BXYZ, patch, index_BK, mean_B, rstd_B, mask_BXYZ, out_dtype)
-    return out
-
-
-def unpatchify3d(patches_BNP: Tensor, patch: int, grid_tokens: tuple[int, int, int]) -> Tensor:
-    """As ``reference.unpatchify3d``."""
-    out: Tensor = _unpatchify_op(patches_BNP, patch, *grid_tokens)
-    return out
+patchify3d.register_autograd(_patchify_gradient, setup_context=_patchify_setup)
+unpatchify3d.register_autograd(_unpatchify_gradient, setup_context=_unpatchify_setup)

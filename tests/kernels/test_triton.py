@@ -333,7 +333,7 @@ def test_opcheck() -> None:
     from kernels.adaln import _adaln, _adaln_backward, _gated, _gated_backward
     from kernels.gate import _gate, _gate_backward
     from kernels.masked_loss import _loss_backward, _loss_op
-    from kernels.patchify import _patchify_backward_op, _patchify_op, _unpatchify_op
+    from kernels.patchify import _patchify_backward_op, patchify3d, unpatchify3d
 
     torch.manual_seed(0)
     x, h = draw(2, 5, 24), draw(2, 5, 24)
@@ -350,11 +350,11 @@ def test_opcheck() -> None:
     volume, index = draw(2, 4, 4, 8), torch.tensor([[1, 0], [1, 1]], device=DEVICE)
     mean, rstd, mask = torch.ones(2, device=DEVICE), torch.ones(2, device=DEVICE), torch.ones(2, 4, 4, 8, device=DEVICE)
     for extra in ((None,) * 4, (index, mean, rstd, mask)):
-        torch.library.opcheck(_patchify_op, (volume, 4, *extra, torch.float32))
+        torch.library.opcheck(patchify3d, (volume, 4, *extra, torch.float32))
         torch.library.opcheck(
             _patchify_backward_op, (draw(2, 2, 64).detach(), volume.detach(), 4, extra[0], extra[2], extra[3])
         )
-    torch.library.opcheck(_unpatchify_op, (draw(2, 2, 64), 4, 1, 1, 2))
+    torch.library.opcheck(unpatchify3d, (draw(2, 2, 64), 4, 1, 1, 2))
     for gradient in (False, True):
         pred = draw(2, 2, 64) if gradient else draw(2, 2, 64).detach()
         arguments = (pred, volume.detach().short(), index, 4, mean, rstd, True, True, gradient)
