@@ -16,6 +16,7 @@ from typing import Any
 if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the launcher puts g3n/ itself on the path
 
+from g3n import ops
 from g3n.config import G3nError, build, did_you_mean, read_yaml, write_yaml
 from g3n.engine.trainer import Config, check, train
 from g3n.stream.index import load_index
@@ -29,6 +30,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if task not in TASKS:
         raise G3nError(f"config key 'task' is {task!r}{did_you_mean(str(task), list(TASKS))}")
     return build(Config, raw, sections={"model": TASKS[task].Config})
+
+
+def check_environment() -> None:
+    """Raise G3nError where G3N_KERNELS or G3N_ATTENTION ask for what is not there."""
+    try:
+        ops.explain()
+        ops.attention_requested()
+    except (RuntimeError, ValueError) as error:
+        raise G3nError(str(error)) from error
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -61,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(write_yaml(config), end="")
             return 0
         check(config, int(os.environ.get("WORLD_SIZE", "1")))
+        check_environment()
         index = load_index(config.data.shards)
         task: Any = TASKS[config.task](config.model, index)
         if args.dry_run:
