@@ -54,6 +54,11 @@ class Tracker:
         if self._mlflow:
             self._mlflow.metrics(step, values)
 
+    def event(self, step: int, kind: str, **facts: Any) -> None:
+        """What a person should know of later, as a line of events.jsonl: a skipped step, a spike with its samples, a failed save."""
+        with open(self.run / "events.jsonl", "a") as file:
+            file.write(json.dumps({"step": step, "time": round(time.time(), 3), "kind": kind, **facts}) + "\n")
+
     def picture(self, step: int, name: str, gray: np.ndarray) -> None:
         """``gray`` uint8 [height, width] -> samples/step_<step>_<name>.png."""
         from matplotlib.image import imsave

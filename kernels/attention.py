@@ -135,7 +135,11 @@ def _draw(
 
 
 def _once(name: str, qkv: tuple[Tensor, Tensor, Tensor], training: bool) -> None:
-    with torch.set_grad_enabled(training):
+    def as_it_is(tensor: Tensor) -> Tensor:
+        return tensor
+
+    # Hooks of its own: activation checkpointing around the caller must not count what is tried out here.
+    with torch.set_grad_enabled(training), torch.autograd.graph.saved_tensors_hooks(as_it_is, as_it_is):
         out = _run(name, *qkv)
         if training:
             torch.autograd.grad(out, qkv, torch.ones_like(out))

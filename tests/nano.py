@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +99,12 @@ def configs(root: Path) -> dict[str, Path]:
         paths[task] = root / f"{task}.yaml"
         paths[task].write_text(write_yaml(tree))
     return paths
+
+
+def stopped_at_10(run: Path) -> str:
+    """The name of a copy of a run as it was after its checkpoint of step 10."""
+    copy = run.with_name(f"{run.name}-resumed")
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "ckpt" / "step_00000020")
+    (copy / "latest").write_text("step_00000010")
+    return copy.name

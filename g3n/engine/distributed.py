@@ -87,6 +87,15 @@ def max_over_ranks(values: list[int], device: torch.device) -> list[int]:
     return [int(v) for v in tensor.tolist()]
 
 
+def exchange(values: torch.Tensor, ranks: Ranks) -> list[list[float]]:
+    """A few numbers of every rank, in rank order: one collective, one wait for the device."""
+    values = values.to(ranks.device, torch.float64)
+    everyone = [torch.empty_like(values) for _ in range(ranks.world)]
+    dist.all_gather(everyone, values)
+    table: list[list[float]] = torch.stack(everyone).tolist()
+    return table
+
+
 def gather_objects(value: Any, ranks: Ranks) -> list[Any]:
     """``value`` of every rank, in rank order."""
     values: list[Any] = [None] * ranks.world

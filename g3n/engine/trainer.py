@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
 import signal
+import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from safetensors.torch import load_file
 from torch import Tensor
 
 from g3n.config import G3nError, to_plain, write_yaml
@@ -30,8 +33,11 @@ from g3n.engine.deepspeed import (
     initialize,
     set_learning_rate,
 )
-from g3n.engine.distributed import Ranks, gather_objects, max_over_ranks, sum_over_ranks
+from g3n.engine.distributed import Ranks, exchange, gather_objects, max_over_ranks, sum_over_ranks
+from g3n.engine.pieces import optimizer_steps
+from g3n.engine.saver import Saver
 from g3n.engine.schedule import learning_rate
+from g3n.engine.spikes import Spikes
 from g3n.engine.watchdog import Watchdog
 from g3n.meters import Meter, OwnTime, clock, slow_rank
 from g3n.stream import cursors
@@ -43,6 +49,7 @@ from g3n.tracking import Tracker, TrackingConfig, environment
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+_MOST_ROLLBACKS = 3  # without a checkpoint between them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +63,14 @@ class TrainerConfig(EngineConfig):
     eval_batches: int | None = None  # validation micro-batches a rank; all where null
     save_every: int = 1000
     keep_last: int = 2
+    keep_every: int | None = None  # checkpoints of steps it divides are kept for good
     max_skipped: int = 3  # steps in a row that may be skipped because gradients were not finite; one more ends the run
+    spike_zscore: float = (
+        10  # a loss so far above the last ones (robust z-score) is logged with its samples; 0: none is
+    )
+    spike_rollback: int = (
+        0  # after so many spikes in a row go back to the last checkpoint and pass over the data since; 0: never
+    )
     panels: bool = True  # pictures of the first validation batch
     stuck_seconds: float = 1800  # without progress for so long, every rank writes its stacks and ends; 0 waits for ever
 
@@ -65,7 +79,9 @@ class TrainerConfig(EngineConfig):
         for name in ("steps", "log_every", "eval_every", "save_every", "keep_last"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} must be >= 1")
-        for name in ("max_skipped", "stuck_seconds"):
+        if self.keep_every is not None and self.keep_every < 1:
+            raise ValueError(f"keep_every {self.keep_every} must be >= 1")
+        for name in ("max_skipped", "stuck_seconds", "spike_zscore", "spike_rollback"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} {getattr(self, name)} must be >= 0")
         if not 0 <= self.ema_decay < 1:
@@ -84,6 +100,7 @@ class Config:
     optim: OptimConfig
     runs: str = "runs"
     seed: int = 0
+    allow_changes: tuple[str, ...] = ()  # keys, or beginnings of keys, that may differ from the checkpoint's
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     deepspeed: dict[str, Any] = field(default_factory=dict)  # passed on; what g3n sets itself is refused
 
@@ -131,36 +148,80 @@ class Trainer:
         self.signal = 0  # what this process received
         self.stopping = 0  # what all ranks agreed on after the last step
         self.skipped = self.skipped_in_a_row = 0  # steps of this process that changed nothing
+        self.failed_saves, self.save_error = 0, ""
         self.tracker: Tracker | None = None
         self.stream: TrainStream | None = None
+        self.console = Console(highlight=False)
+        self.spikes = Spikes(config.trainer.spike_zscore)
+        self.rollbacks = 0  # since the last checkpoint
         self.tree = json.loads(json.dumps(to_plain(config)))
         self.state: dict[str, Any] = {
+            "format": checkpoint.FORMAT,
             "task": task.name,
-            "world": ranks.world,
-            "zero_stage": config.trainer.zero_stage,
             "artifact": json.loads(json.dumps(to_plain(task.artifact()))),
         }
-        saved = checkpoint.check_state(start, self.state, self.tree) if start else {}
+        saved = checkpoint.check_state(start, self.state, self.tree, config.allow_changes) if start else {}
         self.step = int(saved.get("step", 0))
         self.last_loss = float(saved.get("loss", math.nan))
         for module in task.frozen().values():
             module.to(ranks.device)
         torch.manual_seed(config.seed)
-        self.engine = initialize(task.build(), config.trainer, config.optim, ranks, config.deepspeed)
+        model = task.build()
+        layout = {"world": ranks.world, "zero_stage": config.trainer.zero_stage}
+        moved = start is not None and saved["layout"] != layout
+        plain = copy.deepcopy(model) if moved and ranks.main else None
+        self.state["layout"] = layout
+        self.engine = initialize(model, config.trainer, config.optim, ranks, config.deepspeed)
         self.cursors: cursors.State = cursors.start(config.data.lanes)
         if start:
-            self.average, state = checkpoint.load(start, self.engine)
+            self.average, state = checkpoint.load(start, self.engine, saved["optimizer_steps"])
             self.cursors = cursors.check(state, config.data.lanes)
         else:
             self.average = ema.start_average(self.engine)
-        self.passes = accumulation(config.trainer, ranks.world)
-        self.meter = Meter(config.trainer.global_batch)
+        if start and moved:
+            self._check_loss(start, plain)
+        settings = config.trainer
+        self.saver = Saver(config.folder, self.engine, ranks, settings.keep_last, settings.keep_every)
+        self.passes = accumulation(settings, ranks.world)
+        self.meter = Meter(settings.global_batch)
         self.own_time = OwnTime(ranks.device.type == "cuda")
-        self.console = Console(highlight=False)
         self.saved_step = self.step if start else -1
         if ranks.main:
             self._open_tracker(saved.get("mlflow_run_id"))
             self._say(f"go on from '{start}'" if start else f"a new run in '{config.folder}'")
+
+    @torch.no_grad()
+    def _check_loss(self, start: Path, plain: torch.nn.Module | None) -> None:
+        """Collective. Raises G3nError where the engine, now split up otherwise, does not compute what the checkpoint's weights do.
+
+        ``plain`` is the same model outside of DeepSpeed, on rank 0.
+        """
+        config = self.config
+        split = "val" if any(shard.samples for shard in self.index.splits.get("val", ())) else "train"
+        batch = next(eval_batches(self.index, config.data, self.task.kind, split, 1, 0, 1, config.seed))
+        batch = batch.to(self.ranks.device)
+        self.engine.eval()
+        found = next(iter(self.task.eval_step(self.engine, batch).values())).double().mean().item()
+        self.engine.train()
+        expected = found
+        if plain is not None:
+            dtype = torch.bfloat16 if config.trainer.precision == "bf16" else torch.float32
+            plain.load_state_dict(load_file(start / "model.safetensors"), strict=False)
+            plain.to(self.ranks.device)
+            for parameter in plain.parameters():
+                parameter.data = parameter.data.to(dtype)
+            expected = next(iter(self.task.eval_step(plain.eval(), batch).values())).double().mean().item()
+        expected = gather_objects(expected, self.ranks)[0]
+        tolerance = 2e-2 if config.trainer.precision == "bf16" else 1e-3
+        if not abs(found - expected) <= tolerance * abs(expected):
+            raise G3nError(
+                f"weights of '{start}' give a loss of {found:.6g} here and {expected:.6g} in plain torch; they were not "
+                f"carried over rightly. Resume with the world size and ZeRO stage that wrote them ({start / 'state.json'})"
+            )
+        ranks = f"{self.ranks.world} rank{'s' if self.ranks.world > 1 else ''}"
+        self._say(
+            f"weights carried over to {ranks}, ZeRO-{config.trainer.zero_stage}: loss {found:.4f} as in plain torch"
+        )
 
     def _open_tracker(self, run_id: str | None) -> None:
         run = self.config.folder
@@ -191,10 +252,17 @@ class Trainer:
                         self._validate()
                     if (moved and (last or self.step % settings.save_every == 0)) or self.stopping:
                         self._save()
+                self._finish_save()
         finally:
             self.watchdog.close()
             for number, handler in previous.items():
                 signal.signal(number, handler)
+        if self.saved_step != self.step:
+            good = checkpoint.finished_steps(self.config.folder)
+            raise G3nError(
+                f"the checkpoint of step {self.step} was not written ({self.save_error}); the last good one is "
+                f"{good[-1].name if good else 'none'}. Make room or give another folder (runs=...), then run it again"
+            )
         if self.stopping:
             self._say(f"stopped by {signal.Signals(self.stopping).name} at step {self.step}; run it again to go on")
         else:
@@ -224,13 +292,15 @@ class Trainer:
         set_learning_rate(self.engine, rate)
         sums: dict[str, Tensor] = {}
         losses: list[tuple[Tensor, list[str]]] = []
-        for _ in range(self.passes):
+        for number in range(self.passes):
             self.watchdog.beat(f"step {self.step + 1}")
             batch = self._next_batch()
             with self.own_time.forward():
                 loss, logs = self.task.loss(self.engine, batch.to(self.ranks.device))
             losses.append((loss.detach(), batch.keys))
             self.engine.backward(loss)
+            if number == self.passes - 1:
+                self.saver.before_update()
             self.engine.step()
             for name, value in {"loss": loss.detach(), **logs}.items():
                 sums[name] = sums.get(name, torch.zeros((), device=self.ranks.device)) + value.float() / self.passes
@@ -244,11 +314,50 @@ class Trainer:
         else:
             self._skip_step(losses)
         self.meter.stepped()
-        self.stopping = max_over_ranks([self.signal], self.ranks.device)[0]
+        flags = torch.tensor([self.signal, self.saver.busy, self.saver.error is not None], dtype=torch.float64)
+        own_loss = sums["loss"].double().view(1)
+        everyone = exchange(torch.cat([flags.to(own_loss.device), own_loss]), self.ranks)
+        self.stopping = int(max(row[0] for row in everyone))
+        self._go_on_saving(any(row[1] for row in everyone), any(row[2] for row in everyone))
         due = self.step % settings.log_every == 0 or self.step == settings.steps or self.stopping
         if due and moved:
             self._log_step(sums, rate, norm)
+        if moved:
+            self._look_for_spike([row[3] for row in everyone], losses)
         return moved
+
+    def _look_for_spike(self, losses_W: list[float], losses: list[tuple[Tensor, list[str]]]) -> None:
+        """Collective where there is one, which every rank sees alike. Raises G3nError where going back does not help."""
+        loss = statistics.fmean(losses_W)
+        z = self.spikes.judge(loss)
+        if z is None:
+            return
+        mine = max(losses, key=lambda entry: float(entry[0]))
+        keys = gather_objects((float(mine[0]), mine[1]), self.ranks)
+        worst = max(range(self.ranks.world), key=lambda rank: float(keys[rank][0]))
+        where = f"rank {worst}: {', '.join(keys[worst][1])}"
+        if self.ranks.main and self.tracker is not None:
+            log.warning("loss %.4g at step %d is a spike (z = %.1f; largest on %s)", loss, self.step, z, where)
+            self.tracker.event(self.step, "spike", loss=loss, zscore=round(z, 1), rank=worst, keys=keys[worst][1])
+        if 0 < self.config.trainer.spike_rollback <= self.spikes.in_a_row:
+            self._roll_back()
+
+    def _roll_back(self) -> None:
+        """Collective. Weights, average and moments of the last checkpoint; the stream goes on, so what came since is passed over."""
+        self._finish_save()
+        start = on_main(self.ranks, lambda: checkpoint.find(self.config.folder, "auto"))
+        if start is None or self.rollbacks >= _MOST_ROLLBACKS:
+            raise G3nError(
+                f"the loss stays high at step {self.step} and going back {'has no checkpoint' if start is None else 'did not help'}"
+                f"; look at the samples in '{self.config.folder / 'events.jsonl'}', lower optim.lr or trainer.save_every"
+            )
+        saved = json.loads((start / "state.json").read_text())
+        self.average, _ = checkpoint.load(start, self.engine, saved["optimizer_steps"])
+        self.step, self.rollbacks, self.saved_step = int(saved["step"]), self.rollbacks + 1, int(saved["step"])
+        self.spikes.forget()
+        if self.ranks.main and self.tracker is not None:
+            log.warning("back to '%s'; the samples since then are passed over", start)
+            self.tracker.event(self.step, "rollback", checkpoint=start.name)
 
     def _skip_step(self, losses: list[tuple[Tensor, list[str]]]) -> None:
         """Collective. DeepSpeed has dropped the gradients on every rank: weights, average, step and rate stand still.
@@ -272,6 +381,7 @@ class Trainer:
             log.warning("%s: the step is skipped (%d in a row)", what, self.skipped_in_a_row)
             if self.tracker is not None:
                 self.tracker.metrics(self.step, {"train/skipped_steps": self.skipped})
+                self.tracker.event(self.step, "skipped", reason=what)
 
     def _next_batch(self) -> Batch:
         assert self.stream is not None
@@ -346,31 +456,55 @@ class Trainer:
         self.meter.pause()
 
     def _save(self) -> None:
+        """Collective. Begin to write a checkpoint; the steps that follow go on with it."""
         if self.saved_step == self.step:
             return
-        self.watchdog.beat(f"saving step {self.step}")
+        self._finish_save()
         self.cursors["cursors"] = max_over_ranks(self.cursors["cursors"], self.ranks.device)
         state = {
             **self.state,
             "step": self.step,
             "samples": self.cursors["samples"],
             "loss": self.last_loss,
+            "optimizer_steps": optimizer_steps(self.engine),
             "config": self.tree,
             "mlflow_run_id": self.tracker.run_id if self.tracker else None,
         }
-        folder = checkpoint.save(
-            self.config.folder,
-            self.step,
-            self.engine,
-            self.average,
-            write_yaml(self.config),
-            self.cursors,
-            state,
-            self.config.trainer.keep_last,
-        )
+        texts = {
+            "config.yaml": write_yaml(self.config),
+            "cursors.json": json.dumps(self.cursors),
+            "state.json": json.dumps(state, indent=1),
+        }
+        self.saver.start(self.step, self.average, texts)
         self.saved_step = self.step
-        self._say(f"saved '{folder}'")
         self.meter.pause()
+
+    def _finish_save(self) -> None:
+        """Collective. Wait for the save under way, if there is one."""
+        while self.saver.step is not None:
+            self.watchdog.beat(f"writing the checkpoint of step {self.saver.step}")
+            self.saver.join(1.0)
+            flags = torch.tensor([self.saver.busy, self.saver.error is not None], dtype=torch.float64)
+            everyone = exchange(flags, self.ranks)
+            self._go_on_saving(any(row[0] for row in everyone), any(row[1] for row in everyone))
+
+    def _go_on_saving(self, busy: bool, failed: bool) -> None:
+        """Collective, with what all ranks know of each other."""
+        step = self.saver.step
+        if step is None or not self.saver.advance(busy, failed):
+            return
+        if not failed:
+            self.rollbacks = 0
+            self._say(f"saved '{checkpoint.step_folder(self.config.folder, step)}'")
+            return
+        errors = gather_objects(self.saver.error, self.ranks)
+        self.save_error = "; ".join(f"rank {rank}: {error}" for rank, error in enumerate(errors) if error)
+        self.saved_step = -1
+        self.failed_saves += 1
+        if self.ranks.main and self.tracker is not None:
+            log.error("the checkpoint of step %d was not written (%s); training goes on", step, self.save_error)
+            self.tracker.metrics(self.step, {"train/failed_saves": self.failed_saves})
+            self.tracker.event(self.step, "save failed", reason=self.save_error)
 
     def _bar(self) -> Progress:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

@@ -149,3 +149,12 @@ def test_a_cache_that_cannot_be_written_is_only_a_warning(
     assert module._decided(None, *MEASURED)[0] == "sdpa-flash"
     assert "is not written" in caplog.text
     assert measured
+
+
+def test_the_first_call_may_be_inside_activation_checkpointing() -> None:
+    """Trying a backend out must not be counted among the block's saved tensors."""
+    q = torch.randn(1, 8, 2, 16, requires_grad=True)
+    expected = torch.autograd.grad(module.attention(q, q, q).square().sum(), q)[0]
+    module._decided.cache_clear()
+    out = torch.utils.checkpoint.checkpoint(module.attention, q, q, q, use_reentrant=False)
+    assert torch.equal(torch.autograd.grad(out.square().sum(), q)[0], expected)

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import xxhash
+from safetensors.torch import load_file
 
 from g3n.config import G3nError
-from g3n.engine import checkpoint
+from g3n.engine import checkpoint, tensorfile
 
-STATE = {"task": "mae", "world": 2, "zero_stage": 1, "artifact": {"shards": "ab"}}
+STATE = {"format": checkpoint.FORMAT, "task": "mae", "artifact": {"shards": "ab"}}
 CONFIG = {"name": "a", "optim": {"lr": 0.1}, "trainer": {"log_every": 1}}
 
 
@@ -74,20 +76,57 @@ def test_never_refuses_a_folder_with_checkpoints(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("state", "said"),
     [
-        ({"world": 4}, "world size 2, this run has 4"),
-        ({"zero_stage": 3}, r"zero_stage 1, this run has 3"),
-        ({"task": "dit"}, "task mae, this run has dit"),
+        ({"task": "dit"}, "written by task mae, this run is dit"),
         ({"artifact": {"shards": "cd"}}, "inputs .* changed"),
     ],
 )
-def test_another_world_stage_task_or_input_is_refused(tmp_path: Path, state: dict[str, Any], said: str) -> None:
+def test_another_task_or_input_is_refused(tmp_path: Path, state: dict[str, Any], said: str) -> None:
     with pytest.raises(G3nError, match=said):
         checkpoint.check_state(write(tmp_path, 10), {**STATE, **state}, CONFIG)
 
 
-def test_a_changed_learning_rate_is_refused_and_a_changed_log_interval_is_not(tmp_path: Path) -> None:
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(G3nError, match="has format 1, this version reads 2"):
+        checkpoint.check_state(write(tmp_path, 10, format=1), STATE, CONFIG)
+
+
+def test_config_drift_is_refused_with_a_difference_unless_it_is_allowed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = write(tmp_path, 10)
-    free = {**CONFIG, "name": "b", "trainer": {"log_every": 7}}
+    free = {**CONFIG, "name": "b", "trainer": {"log_every": 7, "zero_stage": 3}}
     assert checkpoint.check_state(folder, STATE, free)["task"] == "mae"
-    with pytest.raises(G3nError, match=r"optim\.lr = 0\.1, this run has 0\.2"):
-        checkpoint.check_state(folder, STATE, {**CONFIG, "optim": {"lr": 0.2}})
+    changed = {**CONFIG, "optim": {"lr": 0.2}, "data": {"where": {"modality": ["T1"]}}}
+    said = r"\(data\.where\.modality: None -> \['T1'\]; optim\.lr: 0\.1 -> 0\.2\).*allow_changes=\[data\.where\.modality,optim\.lr\]"
+    with pytest.raises(G3nError, match=said):
+        checkpoint.check_state(folder, STATE, changed)
+    with pytest.raises(G3nError, match=r"\(data\.where"):
+        checkpoint.check_state(folder, STATE, changed, ["optim.lr"])
+    checkpoint.check_state(folder, STATE, changed, ["optim.lr", "data."])
+    assert "optim.lr is now 0.2, the checkpoint was written with 0.1" in caplog.text
+
+
+def test_the_last_and_every_nth_checkpoint_are_kept(tmp_path: Path) -> None:
+    for step in range(10, 90, 10):
+        write(tmp_path, step)
+    checkpoint.prune(tmp_path, keep_last=2, keep_every=30)
+    assert [int(f.name[-8:]) for f in checkpoint.finished_steps(tmp_path)] == [30, 60, 70, 80]
+    checkpoint.prune(tmp_path, keep_last=1, keep_every=None)
+    assert [int(f.name[-8:]) for f in checkpoint.finished_steps(tmp_path)] == [80]
+
+
+@pytest.mark.parametrize("cuts", [1, 3, 7])
+def test_a_file_written_in_pieces_is_the_safetensors_file_of_its_tensors(tmp_path: Path, cuts: int) -> None:
+    generator = torch.Generator().manual_seed(cuts)
+    tensors = {n: torch.randn(s, generator=generator) for n, s in {"b.w": (5, 7), "a": (3,), "c": (2, 2, 2)}.items()}
+    tensors["steps"], tensors["empty"] = torch.arange(4), torch.zeros(0, 3)
+    plan = tensorfile.layout({n: (tuple(t.shape), t.dtype) for n, t in tensors.items()})
+    path = tmp_path / "t.safetensors"
+    for part in range(cuts):  # as ranks do, in any order
+        spans = [(n, len(t.flatten()) * part // cuts, len(t.flatten()) * (part + 1) // cuts) for n, t in tensors.items()]
+        tensorfile.write_parts(path, plan, [(n, a, tensors[n].flatten()[a:b]) for n, a, b in reversed(spans)])
+    tensorfile.write_header(path, plan)
+    found = load_file(path)
+    assert path.stat().st_size == plan.bytes
+    assert {n: t.dtype for n, t in found.items()} == {n: t.dtype for n, t in tensors.items()}
+    assert all(torch.equal(found[n], tensors[n]) for n in tensors)
