@@ -18,12 +18,16 @@ def inject(fault: Mapping[str, Any]) -> None:
     kind = fault["kind"]
     if kind in ("save full", "save kill", "save slow"):
         _writes(kind, fault)
+    elif kind == "save again":
+        _save_at_once()
+    elif kind == "load wrong":
+        _spoil_what_is_loaded(fault["parameter"])
     else:
         _losses(kind, fault)
 
 
 def _losses(kind: str, fault: Mapping[str, Any]) -> None:
-    """Faults in some calls (counted from 0) of the loss: nan, high, out of memory, stuck, slow, kill, stop."""
+    """Faults in some calls (counted from 0) of the loss: nan, high, out of memory, stuck, slow, or a signal by its name."""
     from g3n.tasks import TASKS
 
     calls, count = fault["calls"], itertools.count()
@@ -49,26 +53,59 @@ def _losses(kind: str, fault: Mapping[str, Any]) -> None:
                 sleep_for_ever()
             if kind == "slow":
                 time.sleep(fault.get("seconds", 0.2))
-            if kind == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            if kind == "stop":
-                os.kill(os.getpid(), signal.SIGSTOP)
+            if kind.startswith("SIG"):
+                os.kill(os.getpid(), signal.Signals[kind])
             return value, logs
 
         task.loss = loss  # type: ignore[method-assign]
 
 
 def _writes(kind: str, fault: Mapping[str, Any]) -> None:
-    """Faults in some calls (counted from 0) of os.pwrite, which only checkpoints use; ``save slow`` in each."""
-    whole, calls, count = os.pwrite, fault.get("calls"), itertools.count()
+    """Faults in some of the tensor files this rank writes (counted from 0, four a save) when half of one is written; ``save slow`` in each."""
+    from g3n.engine import tensorfile
 
-    def pwrite(fd: int, data: Any, offset: int) -> int:
+    whole, count = tensorfile.write_parts, itertools.count()
+
+    def write_parts(path: Any, plan: Any, parts: list[Any]) -> None:
         if kind == "save slow":
             time.sleep(fault["seconds"])
-        elif next(count) in calls:
+        elif next(count) in fault["files"]:
+            whole(path, plan, parts[: len(parts) // 2])
             if kind == "save full":
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.kill(os.getpid(), signal.SIGKILL)
-        return whole(fd, data, offset)
+        whole(path, plan, parts)
 
-    os.pwrite = pwrite
+    tensorfile.write_parts = write_parts
+
+
+def _save_at_once() -> None:
+    """Instead of training, save again what was loaded."""
+    from g3n.engine.trainer import Trainer
+    from g3n.engine.watchdog import Watchdog
+
+    def run(self: Trainer) -> int:
+        self.watchdog = Watchdog(self.config.folder, self.ranks.rank, 0)
+        self.saved_step = -1
+        self._save()
+        self._finish_save()
+        return 0
+
+    Trainer.run = run  # type: ignore[method-assign]
+
+
+def _spoil_what_is_loaded(parameter: str) -> None:
+    """A parameter that arrives as zeros, as if it had been carried over to the wrong place."""
+    from g3n.engine import checkpoint, pieces
+
+    whole = checkpoint.load
+
+    def load(folder: Any, engine: Any, steps: int) -> Any:
+        loaded = whole(folder, engine, steps)
+        for piece in pieces.owned(engine):
+            if piece.name == parameter:
+                piece.weight.zero_()
+        pieces.publish_weights(engine)
+        return loaded
+
+    checkpoint.load = load

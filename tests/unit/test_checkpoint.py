@@ -123,7 +123,9 @@ def test_a_file_written_in_pieces_is_the_safetensors_file_of_its_tensors(tmp_pat
     plan = tensorfile.layout({n: (tuple(t.shape), t.dtype) for n, t in tensors.items()})
     path = tmp_path / "t.safetensors"
     for part in range(cuts):  # as ranks do, in any order
-        spans = [(n, len(t.flatten()) * part // cuts, len(t.flatten()) * (part + 1) // cuts) for n, t in tensors.items()]
+        spans = [
+            (n, len(t.flatten()) * part // cuts, len(t.flatten()) * (part + 1) // cuts) for n, t in tensors.items()
+        ]
         tensorfile.write_parts(path, plan, [(n, a, tensors[n].flatten()[a:b]) for n, a, b in reversed(spans)])
     tensorfile.write_header(path, plan)
     found = load_file(path)
