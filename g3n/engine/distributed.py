@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import sys
+import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +130,7 @@ def _join(backend: str, device: torch.device, timeout: datetime.timedelta) -> No
     """Meet the other ranks at MASTER_ADDR, compare notes, connect."""
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
-    me, place = f"rank {rank} on {socket.gethostname()}", f"{address}:{port}"
+    me, place = f"host {socket.gethostname()}", f"{address}:{port}"
     seconds = f"{timeout.total_seconds():g} s (G3N_TIMEOUT_SECONDS)"
     try:
         socket.getaddrinfo(address, int(port))
@@ -178,17 +179,21 @@ def _compare_notes(store: dist.Store, rank: int, world: int) -> None:
     turn = notes.add("came", 1)
     notes.set(str(turn), json.dumps({"rank": rank, "world": world, "host": socket.gethostname(), "runs": _versions()}))
     if turn == 1:
-        notes.set("verdict", contradiction([json.loads(notes.get(str(i + 1))) for i in range(world)]))
+        read: list[dict[str, Any]] = []
+        while len(read) < world and not contradiction(read):
+            read.append(json.loads(notes.get(str(len(read) + 1))))
+        notes.set("verdict", contradiction(read))
     verdict = notes.get("verdict").decode()
     if verdict:
+        time.sleep(2 if rank == 0 else 0)  # rank 0 serves the notes: the others read them first
         raise G3nError(verdict)
 
 
 def contradiction(notes: list[dict[str, Any]]) -> str:
     """What is wrong with a list of {rank, world, host, runs: {name: version}}, one a process; empty where nothing is."""
     seen: dict[int, str] = {}
-    first = notes[0]
     for note in notes:
+        first = notes[0]
         host, rank = note["host"], note["rank"]
         if note["world"] != first["world"]:
             return (
@@ -234,4 +239,4 @@ def _last_words(kind: type[BaseException], error: BaseException, trace: Any) -> 
 
 def _first_line(error: BaseException) -> str:
     line = next(iter(str(error).splitlines()), "") or type(error).__name__
-    return re.sub(r"^\[[^\]]*\.(?:cc|cpp|h):\d+\] ", "", line)[:300].rstrip(". ")  # without the place in gloo's source
+    return re.sub(r"\[[^\]\s]*\.(?:cc|cpp|h):\d+\] ", "", line)[:300].rstrip(". ")  # without places in gloo's source
