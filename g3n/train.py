@@ -18,6 +18,7 @@ if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().p
 
 from g3n import ops
 from g3n.config import G3nError, build, did_you_mean, read_yaml, write_yaml
+from g3n.engine.launchers import announced_world
 from g3n.engine.trainer import Config, check, train
 from g3n.stream.index import load_index
 from g3n.tasks import TASKS
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.print_config:
             print(write_yaml(config), end="")
             return 0
-        check(config, int(os.environ.get("WORLD_SIZE", "1")))
+        check(config, announced_world())
         check_environment()
         index = load_index(config.data.shards)
         task: Any = TASKS[config.task](config.model, index)
