@@ -172,10 +172,8 @@ def _fork(request: Mapping[str, Any], rank: int) -> int:
         code = train.main(request["words"])
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
         code = 1
     finally:
         sys.stdout.flush()

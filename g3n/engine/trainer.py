@@ -34,6 +34,7 @@ from g3n.engine.deepspeed import (
     set_learning_rate,
 )
 from g3n.engine.distributed import Ranks, exchange, gather_objects, max_over_ranks, sum_over_ranks
+from g3n.engine.memory_report import is_out_of_memory, out_of_memory
 from g3n.engine.pieces import optimizer_steps
 from g3n.engine.saver import Saver
 from g3n.engine.schedule import learning_rate
@@ -149,6 +150,7 @@ class Trainer:
         self.stopping = 0  # what all ranks agreed on after the last step
         self.skipped = self.skipped_in_a_row = 0  # steps of this process that changed nothing
         self.failed_saves, self.save_error = 0, ""
+        self.last_keys: list[str] = []
         self.tracker: Tracker | None = None
         self.stream: TrainStream | None = None
         self.console = Console(highlight=False)
@@ -253,6 +255,11 @@ class Trainer:
                     if (moved and (last or self.step % settings.save_every == 0)) or self.stopping:
                         self._save()
                 self._finish_save()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            keys, doing = self.last_keys, self.watchdog.doing
+            raise out_of_memory(self.config.folder, self.ranks.rank, doing, keys, error) from None
         finally:
             self.watchdog.close()
             for number, handler in previous.items():
@@ -390,6 +397,7 @@ class Trainer:
         waited = time.perf_counter() - begin
         self.meter.waited(waited)
         self.own_time.waited(waited)
+        self.last_keys = batch.keys
         return batch
 
     def _log_step(self, sums: Mapping[str, Tensor], rate: float, norm: float) -> None:

@@ -24,7 +24,7 @@ class Watchdog:
 
     def __init__(self, folder: Path, rank: int, seconds: float) -> None:
         self._folder, self._rank, self._seconds = folder, rank, seconds
-        self._doing, self._since = "start", time.monotonic()
+        self.doing, self._since = "start", time.monotonic()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         if seconds > 0:
@@ -32,7 +32,7 @@ class Watchdog:
 
     def beat(self, doing: str) -> None:
         """Progress: the process now begins ``doing``."""
-        self._doing, self._since = doing, time.monotonic()
+        self.doing, self._since = doing, time.monotonic()
 
     def close(self) -> None:
         self._closed.set()
@@ -46,7 +46,7 @@ class Watchdog:
     def _end(self, idle: float) -> None:
         path = self._folder / f"stuck-rank{self._rank}.txt"
         print(
-            f"error: [rank {self._rank}] no progress for {idle:.0f} s at {self._doing}; stacks are in '{path}'. The rank whose "
+            f"error: [rank {self._rank}] no progress for {idle:.0f} s at {self.doing}; stacks are in '{path}'. The rank whose "
             f"stack is not in a collective is the one that holds up the others (trainer.stuck_seconds {self._seconds:g})",
             file=sys.stderr,
             flush=True,
