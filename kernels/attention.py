@@ -39,7 +39,12 @@ def attention(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHK: Tensor, backend: str | Non
 
     ``backend``: one of ``BACKENDS`` or ``auto``; None takes G3N_ATTENTION, or ``auto`` where that is unset. Raises RuntimeError
     for an unknown backend, and for a named one that cannot run these inputs here.
+    Meta tensors stand for a GPU's: whatever the backend, shapes and what is kept for the backward are those of a fused kernel.
     """
+    if q_BTHK.is_meta:
+        q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BTHK, v_BTHK))
+        fused: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[0].transpose(1, 2)
+        return fused
     return _run(chosen(q_BTHK, k_BTHK, v_BTHK, backend)[0], q_BTHK, k_BTHK, v_BTHK)
 
 

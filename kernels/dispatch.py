@@ -28,7 +28,8 @@ def choose(x: Tensor) -> str:
     """'triton' or 'reference' for an op whose main input is ``x``.
 
     A CUDA tensor, or any tensor under TRITON_INTERPRET=1, goes to Triton where Triton can take it; the rest goes to the
-    reference. G3N_KERNELS=triton|reference forces; RuntimeError where that cannot be, ValueError for another value.
+    reference. A meta tensor stands for a GPU's: only shapes are computed. G3N_KERNELS=triton|reference forces; RuntimeError where
+    that cannot be, ValueError for another value.
     """
     return _choose(x.device.type, x.device.index, x.dtype)
 
@@ -74,7 +75,7 @@ def _obstacle(device_type: str, index: int | None) -> str:
     """Why Triton cannot run on this device; empty where it can."""
     if not _has_triton():
         return "triton is not installed"
-    if _interpreted():
+    if _interpreted() or device_type == "meta":
         return ""
     if device_type != "cuda":
         return f"Triton needs a CUDA GPU, not {device_type} (TRITON_INTERPRET=1 runs its slow interpreter)"

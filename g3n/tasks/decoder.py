@@ -112,7 +112,10 @@ class DecoderTask:
 
     def _outputs(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         volume, mean, rstd = (batch.tensors[k] for k in ("volume", "mean", "rstd"))
-        with torch.no_grad(), torch.autocast(volume.device.type, torch.bfloat16, enabled=volume.is_cuda):
+        with (
+            torch.no_grad(),
+            torch.autocast("cuda" if volume.is_cuda else "cpu", torch.bfloat16, enabled=volume.is_cuda),
+        ):
             features = self.encoder(volume, mean, rstd)
         return model(features), normalize(volume, mean, rstd)
 

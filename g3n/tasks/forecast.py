@@ -73,7 +73,10 @@ class ForecastTask:
         return baseline, start, target, draws.t.to(device) ** config.time_power, draws.drop
 
     def _conditions(self, batch: Batch) -> Tensor:
-        return self.variables.encode(with_elapsed(batch.variables, batch.tensors["elapsed_years"]))
+        elapsed_B = batch.tensors["elapsed_years"]  # a meta tensor, of which only shapes are asked, has no values
+        return self.variables.encode(
+            with_elapsed(batch.variables, torch.zeros(len(batch)) if elapsed_B.is_meta else elapsed_B.cpu())
+        )
 
     def _errors(self, model: nn.Module, batch: Batch, training: bool) -> Tensor:
         baseline, start, target, t_B, drop_BV = self._start(batch)
