@@ -36,7 +36,10 @@ KEYS = {
     "tune": ("op", "pass", "dtype", "B", "T", "D", "option", "candidate"),
     "data": ("part", "case", "what", "unit"),
     "stream": ("kind", "workers", "batch"),
+    "checkpoint": ("parameters", "precision"),
+    "recovery": ("config", "save_every"),
 }
+PROVENANCE = ("device", "driver", "cuda", "torch", "triton", "python", "git")
 
 
 # --- rows
@@ -480,6 +483,11 @@ def other_sections(machine: Machine) -> list[str]:
     if rows := machine.rows("stream"):
         values = [(r["kind"], r["workers"], r["batch"], r["samples_per_second"], r["date"]) for r in rows]
         lines += [f"### Stream on {machine.name}", "", *table(("kind", "workers", "batch", "samples/s", "day"), values)]
+    for name, what in (("checkpoint", "Checkpoints"), ("recovery", "Recovery from a kill")):
+        if rows := machine.rows(name):
+            columns = [c for c in rows[-1] if c not in PROVENANCE]
+            values = [[r.get(c, "") for c in columns] for r in rows]
+            lines += [f"### {what} on {machine.name}", "", *table([c.replace("_", " ") for c in columns], values)]
     if rows := machine.rows("tune"):
         best: dict[tuple[str, ...], Row] = {}
         for r in rows:
