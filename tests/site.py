@@ -31,9 +31,13 @@ class Site(SimpleHTTPRequestHandler):
     under_way: int
     most_under_way: int
     lock: threading.Lock
+    stopped: bool
 
     def do_GET(self) -> None:
         kind, name = type(self), self.path.rsplit("/", 1)[-1]
+        if kind.stopped:  # connections outlive the server
+            self.close_connection = True
+            return
         with kind.lock:
             kind.asked[name] += 1
             kind.parts[name, self.headers.get("Range", "")] += 1
@@ -108,7 +112,7 @@ def site(folder: Path) -> Iterator[tuple[str, type[Site]]]:
     attributes = {
         "ranges": True, "asked": Counter(), "parts": Counter(), "sent": Counter(), "cut": {}, "flipped": {}, "status": {},
         "faults": False, "delay_seconds": 0.0, "stall_seconds": 0.0, "under_way": 0, "most_under_way": 0,
-        "lock": threading.Lock(),
+        "lock": threading.Lock(), "stopped": False,
     }  # fmt: skip
     handler = type("OneSite", (Site,), attributes)
     with _Server(("127.0.0.1", 0), functools.partial(handler, directory=str(folder))) as server:
@@ -117,5 +121,6 @@ def site(folder: Path) -> Iterator[tuple[str, type[Site]]]:
         try:
             yield f"http://127.0.0.1:{server.server_port}/data", handler
         finally:
+            handler.stopped = True  # type: ignore[attr-defined]
             server.shutdown()
             thread.join()

@@ -6,6 +6,7 @@ read longest ago. A block that is gone is fetched again: no process relies on an
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -72,7 +73,8 @@ class BlockCache:
         """Forget the blocks that these bytes lie in."""
         name = xxhash.xxh3_64_hexdigest(f"{url}\0{version}\0{file_bytes}\0{BLOCK_BYTES}")
         for number in range(start // BLOCK_BYTES, -(-(start + size) // BLOCK_BYTES)):
-            self._path(name, number).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self._path(name, number).unlink()
 
     def _piece(self, url: str, name: str, number: int, file_bytes: int, wanted: slice) -> bytes:
         found = self._cached(name, number, file_bytes, wanted)
@@ -130,7 +132,8 @@ class BlockCache:
             part.write_bytes(block)
             os.replace(part, self._path(name, number))
         except OSError as error:
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                part.unlink()
             self._warn(
                 "disk", f"cache '{self.folder}' cannot be written ({error.strerror}): blocks are fetched each time"
             )
@@ -159,7 +162,8 @@ class BlockCache:
             for _, n, path in sorted(files):
                 if total <= target:
                     break
-                Path(path).unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
                 total -= n
         return max(size, (self.limit_bytes - total) // _SHARE)
 

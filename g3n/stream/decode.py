@@ -77,7 +77,8 @@ def read_latent_sample(index: ShardIndex, shard: Shard, sample: Sample) -> Laten
         _need(len(visits) == sample.visits, f"JSON says {len(visits)} visits, the index {sample.visits}")
         tokens = decode_array(payload, np.dtype("<f2"), (len(visits), None, None), (len(visits), MAX_LATENT_NUMBERS))
         _check_hash(tokens, meta)
-        _need(bool(np.isfinite(tokens).all()), "latents that are not finite")
+        for number, visit_NC in enumerate(tokens, 1):
+            _need(bool(np.isfinite(visit_NC).all()), f"visit {number} has latents that are not finite")
         return Latents(tokens, visits)
     except _BAD as error:
         raise Damage(f"{where}: {_reason(error)}") from error

@@ -149,7 +149,7 @@ def _source_seeds(index: ShardIndex, seed: int) -> list[int]:
 class TrainStream:
     """Iterate for ``Batch``, without end. ``damaged`` counts the damaged samples this rank has met so far.
 
-    A damaged sample is logged and another one of its lane and epoch takes its turn. Raises G3nError for shards of another
+    A damaged sample is logged (once) and another one of its lane and epoch takes its turn. Raises G3nError for shards of another
     kind, more lanes than shards, storage that does not answer, and once more than ``max_damaged_share`` of what was read is damaged.
     """
 
@@ -170,6 +170,7 @@ class TrainStream:
         items = _RankItems(index, config, kind, split, rank, world, seed, state)
         self.damaged = 0
         self._read = 0
+        self._named: set[str] = set()
         self._config, self._micro_batch = config, micro_batch
         self._source = _open(items, config, micro_batch)
         self._queue: queue.Queue[Batch | BaseException] = queue.Queue(config.prefetch)
@@ -200,7 +201,9 @@ class TrainStream:
         self._read += 1 + len(item.damaged)
         for name in item.damaged:
             self.damaged += 1
-            log.warning("damaged sample passed over: %s", name)
+            if name not in self._named:
+                log.warning("damaged sample passed over: %s", name)
+            self._named.add(name)
         if item.damaged and self.damaged > self._config.max_damaged_share * max(self._read, _GRACE):
             raise G3nError(
                 f"{self.damaged} of {self._read} samples are damaged, more than data.max_damaged_share "

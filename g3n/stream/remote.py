@@ -188,11 +188,14 @@ def _s3() -> tuple[Any, type[Exception]]:
         from botocore.exceptions import NoCredentialsError
     except ImportError as error:
         raise G3nError("s3:// needs s3fs, which is not installed; pip install 'g3n[s3]'") from error
-    timeouts = {"connect_timeout": CONNECT_SECONDS, "read_timeout": STALL_SECONDS, "retries": {"max_attempts": 1}}
+    timeouts = {"connect_timeout": CONNECT_SECONDS, "read_timeout": STALL_SECONDS, "retries": {"max_attempts": 0}}
     filesystem = s3fs.S3FileSystem(config_kwargs=timeouts, use_listings_cache=False, skip_instance_cache=True)
     filesystem.retries = 1  # ``persist`` tries again
     return filesystem, NoCredentialsError
 
 
 def _reason(error: BaseException) -> str:
+    """What happened, without the wrappings of requests and urllib3."""
+    while isinstance(inner := getattr(error, "reason", None) or (error.args or [None])[0], BaseException):
+        error = inner
     return " ".join(str(error).split())[:200] or type(error).__name__
