@@ -18,7 +18,8 @@ CORE = [
     "matplotlib>=3.9,<4",
     "mlflow>=3.10,<3.18",  # 3.18 makes pip backtrack through numpy releases
     "omegaconf>=2.3,<3",
-    "fsspec>=2024.6",
+    "requests>=2.31,<3",  # shards over HTTP
+    "urllib3>=2,<3",
     "safetensors>=0.5,<1",
     "zstandard>=0.23,<1",
     "xxhash>=3.4,<4",
@@ -38,6 +39,7 @@ EXTRAS = {
         "xlrd>=2.0.1,<3",
     ],
     "dicom": ["dcm2niix>=1.0.20250505"],
+    "s3": ["s3fs>=2025.3,<2027"],
     "xformers": ["xformers>=0.0.35,<0.1"],
     "dev": [
         "pytest>=8.3,<10",
@@ -47,6 +49,10 @@ EXTRAS = {
         "pandas-stubs",
         "types-PyYAML",
         "pydicom>=3,<4",  # makes DICOM series for tests
+        "s3fs>=2025.3,<2027",
+        "moto[s3]>=5.1,<6",  # an S3 server for tests, with flask
+        "flask>=3,<4",
+        "flask-cors>=5,<7",
     ],
 }
 

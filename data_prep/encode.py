@@ -16,6 +16,7 @@ from safetensors.torch import save
 
 from data_prep.shards import (
     FORMAT,
+    INDEX_VERSION,
     PackedSample,
     encode_sample,
     fingerprint_of,
@@ -49,7 +50,7 @@ def encode(tokenizer: str, shards: str, output: Path, device: str | None, batch:
     where = pick_device(device)
     space = LatentSpace.open(tokenizer, device=where)
     index = load_index(shards)
-    if index.kind != "volume" or index.fingerprint != space.volumes_fingerprint:
+    if index.kind != "volume" or index.fingerprint not in space.volumes:
         raise G3nError(
             f"shards '{shards}' are {index.kind}s with fingerprint {index.fingerprint}, but tokenizer '{tokenizer}' was "
             f"trained on volumes {space.volumes_fingerprint}; use the same shards"
@@ -65,7 +66,7 @@ def encode(tokenizer: str, shards: str, output: Path, device: str | None, batch:
         "tokenizer": {"fingerprint": space.tokenizer_fingerprint},
         "volumes": index.fingerprint,
     }
-    plan = fingerprint_of(header)
+    plan = fingerprint_of([INDEX_VERSION, header])
     if start(output, plan):
         return
     splits = _write_shards(index, space, output, where, batch)

@@ -19,6 +19,7 @@ from data_prep.manifest import MODALITIES, SPLITS, Manifest, Scan, read_manifest
 from data_prep.progress import run_all
 from data_prep.recipe import read_recipe
 from data_prep.shards import (
+    INDEX_VERSION,
     EncodedSample,
     PackedSample,
     encode_sample,
@@ -84,7 +85,7 @@ def pack_all(
     about = {"pack": VERSION, "level": _LEVEL, "preprocess": recipe["fingerprint"]}
     layout = {split: [[sample_key(s, n) for s, n in shard] for shard in p] for split, p in plan.items()}
     facts = [[s.variables, s.days_from_baseline, dict(s.phenotypes), s.group, sizes[s.path]] for s in scans]
-    begun = fingerprint_of([about, to_plain(grid), layout, facts])
+    begun = fingerprint_of([INDEX_VERSION, about, to_plain(grid), layout, facts])
     if start(output, begun):
         return dict(json.loads((output / "index.json").read_text())["splits"]), left_out
 

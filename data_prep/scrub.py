@@ -206,7 +206,10 @@ def _array(payload: bytes, blobs: list[bytes]) -> Iterator[str]:
     stream = io.BytesIO(raw)
     if np.lib.format.read_magic(stream) != (1, 0):
         raise G3nError("is not a version 1.0 .npy file")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    try:
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    except Exception as error:  # on damaged bytes also tokenize's and the compiler's errors
+        raise G3nError(f"has no .npy header: {' '.join(str(error).split())[:100]}") from error
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(
         header, {"shape": shape, "fortran_order": fortran, "descr": np.lib.format.dtype_to_descr(dtype)}

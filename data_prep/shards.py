@@ -26,6 +26,7 @@ from g3n.stream.files import checksum_of
 FORMAT = "g3n-shards-1"
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
 _PLAN = ".plan"
+INDEX_VERSION = 2  # part of each plan: 2 has the variables of each sample
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class EncodedSample:
     modality: str
     visits: int
     members: dict[str, bytes]
+    variables: tuple[dict[str, Any], ...]  # of each visit
 
 
 def encode_sample(sample: PackedSample) -> EncodedSample:
@@ -64,7 +66,8 @@ def encode_sample(sample: PackedSample) -> EncodedSample:
     payload = zstandard.ZstdCompressor(level=1, write_content_size=True).compress(buffer.getbuffer())
     text = canonical_json({**sample.meta, "xxh3": checksum}).encode()
     members = {"npy.zst": payload, "json": text}
-    return EncodedSample(sample.key, sample.subject, sample.modality, sample.visits, members)
+    variables = tuple(visit["variables"] for visit in sample.meta.get("visits", [sample.meta]))
+    return EncodedSample(sample.key, sample.subject, sample.modality, sample.visits, members, variables)
 
 
 def start(output: Path, plan: str) -> bool:
@@ -125,6 +128,7 @@ def write_shard(output: Path, name: str, samples: Iterable[EncodedSample]) -> di
                     "subject": sample.subject,
                     "modality": sample.modality,
                     "visits": sample.visits,
+                    "variables": list(sample.variables),
                     "xxh3": checksum_of(sample.members),
                 }
             )

@@ -68,7 +68,7 @@ SAMPLE = {
 }  # fmt: skip
 _ENTRY = {
     "key": SAMPLE_KEY, "members": Of(Of(NUMBER), re.compile(r"npy\.zst|json")), "subject": HASH, "modality": _MODALITY,
-    "visits": NUMBER, "xxh3": HASH,
+    "visits": NUMBER, "xxh3": HASH, "variables": Of(_VARIABLES),
 }  # fmt: skip
 INDEX = {
     "format": re.compile(r"g3n-shards-\d+"), "fingerprint": HASH, "plan": HASH, "kind": re.compile("volume|latent"),

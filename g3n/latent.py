@@ -62,6 +62,7 @@ class LatentSpace(nn.Module):
         self.register_buffer("mean", torch.zeros(n_tokens, tokenizer.projection.out_features))
         self.register_buffer("scale", torch.ones(tokenizer.projection.out_features))
         self.volumes_fingerprint: str = artifact["shards"]
+        self.volumes = frozenset([artifact["shards"], *artifact.get("parts", ())])  # and of each folder of a mix
         self.tokenizer_fingerprint = fingerprint(
             {**{f"encoder.{k}": v for k, v in encoder.state_dict().items()}, **tokenizer.state_dict()}
         )

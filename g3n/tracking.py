@@ -5,6 +5,7 @@ MLflow runs in a thread of its own: a slow, broken or missing tracking server ne
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import logging
@@ -18,13 +19,21 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 _CLOSE_SECONDS = 60.0
 _MOST_METRICS = 1000  # of one call, says MLflow's REST API
+_RETRY_SECONDS = (
+    1.0,
+    5.0,
+    25.0,
+    125.0,
+    625.0,
+)  # a server that is started again within a quarter of an hour misses nothing
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,7 @@ class _MLflow:
     def __init__(self, run: Path, config: TrackingConfig, params: Mapping[str, Any], run_id: str | None) -> None:
         self.run_id = run_id
         self._queue: queue.Queue[Callable[[Any], None] | None] = queue.Queue()
+        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, args=(run, config, dict(params)), daemon=True)
         self._thread.start()
 
@@ -104,6 +114,7 @@ class _MLflow:
         self._queue.put(lambda client: client.log_artifact(self.run_id, str(path), folder or None))
 
     def close(self, status: str) -> None:
+        self._closing.set()
         self._queue.put(lambda client: client.set_terminated(self.run_id, status))
         self._queue.put(None)
         self._thread.join(_CLOSE_SECONDS)
@@ -112,12 +123,25 @@ class _MLflow:
 
     def _work(self, run: Path, config: TrackingConfig, params: dict[str, Any]) -> None:
         try:
-            client = self._open(run, config, params)
+            client = self._patiently(lambda: self._open(run, config, params))
             while (job := self._queue.get()) is not None:
-                job(client)
+                self._patiently(functools.partial(job, client))
         except Exception as error:  # tracking must never stop training, whatever a plugin or server throws
             reason = " ".join(str(error).split())[:200]
             log.warning("MLflow is off for this run (%s: %s); metrics.jsonl goes on", type(error).__name__, reason)
+
+    def _patiently(self, call: Callable[[], T]) -> T:
+        """Try again and again, but not while the run waits to end."""
+        for seconds in _RETRY_SECONDS:
+            try:
+                return call()
+            except Exception as error:  # whatever a plugin or server throws
+                if self._closing.is_set():
+                    raise
+                reason = " ".join(str(error).split())[:200]
+                log.warning("MLflow does not take what it is given (%s: %s)", type(error).__name__, reason)
+                self._closing.wait(seconds)
+        return call()
 
     def _open(self, run: Path, config: TrackingConfig, params: dict[str, Any]) -> Any:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")

@@ -20,7 +20,7 @@ from g3n import ops
 from g3n.config import G3nError, build, did_you_mean, read_yaml, write_yaml
 from g3n.engine.launchers import announced_world
 from g3n.engine.trainer import Config, check, train
-from g3n.stream.index import load_index
+from g3n.stream.sources import open_shards
 from g3n.tasks import TASKS
 
 
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         check(config, announced_world())
         check_environment()
-        index = load_index(config.data.shards)
+        index = open_shards(config.data)
         task: Any = TASKS[config.task](config.model, index)
         if args.dry_run:
             return _describe(config, task)

@@ -218,7 +218,12 @@ class Cases:
             members["json"] = json.dumps(mutate_tree(json.loads(members["json"]), rng)).encode("utf-8", "surrogatepass")
         self._verify(
             EncodedSample(
-                good.key, good.subject, good.modality, good.visits, {k: v or b"x" for k, v in members.items()}
+                good.key,
+                good.subject,
+                good.modality,
+                good.visits,
+                {k: v or b"x" for k, v in members.items()},
+                good.variables,
             )
         )
 
@@ -261,7 +266,7 @@ def verify(folder: Path) -> None:
     index = load_index(str(folder))
     for entries in index.splits.values():
         for shard in entries:
-            verify_shard(index, None, shard)
+            verify_shard(index, shard)
 
 
 KINDS: tuple[Callable[[Cases, Rng], None], ...] = (

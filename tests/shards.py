@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,9 +58,9 @@ def write(folder: Path, kind: str, **splits: Sequence[list[PackedSample]]) -> Sh
     return load_index(str(folder))
 
 
-def volumes(folder: Path, counts: Sequence[int], val: Sequence[int] = ()) -> ShardIndex:
-    """Volume shards of ``counts`` training samples and ``val`` validation samples, numbered through."""
-    numbers = iter(range(sum(counts) + sum(val)))
+def volumes(folder: Path, counts: Sequence[int], val: Sequence[int] = (), first: int = 0) -> ShardIndex:
+    """Volume shards of ``counts`` training samples and ``val`` validation samples, numbered through from ``first``."""
+    numbers = itertools.count(first)
     train, held_out = ([[volume_sample(next(numbers)) for _ in range(n)] for n in ns] for ns in (counts, val))
     return write(folder, "volume", train=train, val=held_out)
 
@@ -72,4 +73,4 @@ def flip(index: ShardIndex, split: str, shard: int, sample: int) -> str:
     content = bytearray(path.read_bytes())
     content[offset + size // 2] ^= 0x40
     path.write_bytes(content)
-    return f"shard '{entry.name}' sample '{entry.samples[sample].key}' at byte {offset}"
+    return f"shard '{entry.url}' sample '{entry.samples[sample].key}' at byte {offset}"

@@ -48,7 +48,7 @@ def evaluate_reconstruction(
     where = pick_device(device)
     space = LatentSpace.open(run, device=where)
     index = load_index(shards)
-    if index.kind != "volume" or index.fingerprint != space.volumes_fingerprint:
+    if index.kind != "volume" or index.fingerprint not in space.volumes:
         raise G3nError(
             f"shards '{shards}' are {index.kind}s {index.fingerprint}, but '{run}' was trained on volumes "
             f"{space.volumes_fingerprint}; give the shards it was trained on"

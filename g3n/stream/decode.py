@@ -7,17 +7,17 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xxhash
 import zstandard
 
-from g3n.stream.files import checksum_of, read_members, shard_path
+from g3n.stream.files import checksum_of, forget, read_members
 from g3n.stream.index import Sample, Shard, ShardIndex
 
 _MAX_HEADER_BYTES = 4096
+_SMALL_BYTES = 1 << 20
 MAX_LATENT_NUMBERS = 1 << 20  # N * C of one visit; the published model has 38,400
 
 
@@ -53,14 +53,15 @@ class Latents:
     visits: tuple[Visit, ...]
 
 
-def read_volume_sample(index: ShardIndex, shard: Shard, sample: Sample, cache: str | Path | None = None) -> Volume:
-    """Raises Damage for a bad sample, G3nError for a missing shard."""
-    payload, meta, where = _read(index, shard, sample, cache)
+def read_volume_sample(index: ShardIndex, shard: Shard, sample: Sample) -> Volume:
+    """Raises Damage for a bad sample or a missing shard, G3nError for storage that does not answer."""
+    payload, meta, where = _read(index, shard, sample)
     try:
         shape = index.grid.shape
         _need(tuple(meta["shape"]) == shape, f"JSON says shape {meta['shape']}, the index's grid is {list(shape)}")
         voxels = decode_array(payload, np.dtype("<i2"), shape, shape)
         _check_hash(voxels, meta)
+        _check_contrast(voxels, len(payload))
         mean, std, scale = (_number(meta[name], name) for name in ("brain_mean", "brain_std", "scale"))
         _need(std > 0, f"brain_std {std} is not positive")
         return Volume(voxels, mean, std, scale, _days(meta), _variables(meta))
@@ -68,14 +69,15 @@ def read_volume_sample(index: ShardIndex, shard: Shard, sample: Sample, cache: s
         raise Damage(f"{where}: {_reason(error)}") from error
 
 
-def read_latent_sample(index: ShardIndex, shard: Shard, sample: Sample, cache: str | Path | None = None) -> Latents:
-    """Raises Damage for a bad sample, G3nError for a missing shard."""
-    payload, meta, where = _read(index, shard, sample, cache)
+def read_latent_sample(index: ShardIndex, shard: Shard, sample: Sample) -> Latents:
+    """Raises Damage for a bad sample or a missing shard, G3nError for storage that does not answer."""
+    payload, meta, where = _read(index, shard, sample)
     try:
         visits = tuple(Visit(_days(v), _variables(v)) for v in meta["visits"])
         _need(len(visits) == sample.visits, f"JSON says {len(visits)} visits, the index {sample.visits}")
         tokens = decode_array(payload, np.dtype("<f2"), (len(visits), None, None), (len(visits), MAX_LATENT_NUMBERS))
         _check_hash(tokens, meta)
+        _need(bool(np.isfinite(tokens).all()), "latents that are not finite")
         return Latents(tokens, visits)
     except _BAD as error:
         raise Damage(f"{where}: {_reason(error)}") from error
@@ -114,30 +116,43 @@ def decode_array(
 _BAD = (ValueError, OverflowError, KeyError, TypeError, AttributeError, RecursionError, zstandard.ZstdError)
 
 
-def _read(
-    index: ShardIndex, shard: Shard, sample: Sample, cache: str | Path | None
-) -> tuple[bytes, Mapping[str, Any], str]:
-    offset = sample.members["npy.zst"][0]
-    where = f"shard '{shard.name}' sample '{sample.key}' at byte {offset}"
-    path = shard_path(index, shard, cache)
+def _read(index: ShardIndex, shard: Shard, sample: Sample) -> tuple[bytes, Mapping[str, Any], str]:
+    where = f"shard '{shard.url}' sample '{sample.key}' at byte {sample.members['npy.zst'][0]}"
     try:
-        members = read_members(path, sample)
-        for suffix, (_, size) in sample.members.items():
-            _need(
-                len(members[suffix]) == size, f"{suffix} has {len(members[suffix])} of {size} bytes, the shard is cut"
-            )
-        found = checksum_of(members)
-        _need(found == sample.xxh3, f"checksum {found}, the index says {sample.xxh3}")
+        members = _checked(index, shard, sample)
         meta = json.loads(members["json"])
         _need(isinstance(meta, dict), "its JSON is not an object")
-    except (*_BAD, OSError) as error:
+    except OSError as error:
+        raise Damage(f"{where}: the shard cannot be read ({error.strerror or _reason(error)})") from error
+    except _BAD as error:
         raise Damage(f"{where}: {_reason(error)}") from error
     return members["npy.zst"], meta, where
+
+
+def _checked(index: ShardIndex, shard: Shard, sample: Sample) -> Mapping[str, bytes]:
+    """Raises ValueError where the bytes are not the promised ones, also when they come from the storage once more."""
+    members = read_members(index, shard, sample)
+    if checksum_of(members) != sample.xxh3 and forget(index, shard, sample):
+        members = read_members(index, shard, sample)
+    for suffix, (_, size) in sample.members.items():
+        _need(len(members[suffix]) == size, f"{suffix} has {len(members[suffix])} of {size} bytes, the shard is cut")
+    found = checksum_of(members)
+    _need(found == sample.xxh3, f"checksum {found}, the index says {sample.xxh3}")
+    return members
 
 
 def _check_hash(array: np.ndarray, meta: Mapping[str, Any]) -> None:
     found = xxhash.xxh3_64_hexdigest(array.data)
     _need(found == meta["xxh3"], f"checksum {found}, expected {meta['xxh3']!r}")
+
+
+def _check_contrast(voxels: np.ndarray, compressed_bytes: int) -> None:
+    """Raise ValueError for a volume that is empty or of one value. Only what zstd made very small can be: scans are not."""
+    if voxels.nbytes > _SMALL_BYTES and compressed_bytes * 16 > voxels.nbytes:
+        return
+    inside = voxels[voxels != 0]
+    _need(inside.size > 0, "the volume is empty (all zero)")
+    _need(bool(inside.min() != inside.max()), f"the volume is constant ({inside[0]} in every voxel of the brain)")
 
 
 def _number(value: Any, name: str) -> float:

@@ -9,38 +9,52 @@ from __future__ import annotations
 import atexit
 import itertools
 import logging
+import math
 import os
 import queue
 import signal
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from multiprocessing.pool import ThreadPool
+from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from g3n.config import G3nError
 from g3n.stream import cursors
 from g3n.stream.decode import Damage
-from g3n.stream.index import Sample, Shard, ShardIndex
-from g3n.stream.order import LaneOrder, first_turn, keyed_hash, sample_seed
+from g3n.stream.index import CACHE_GIB, Sample, Shard, ShardIndex, Source
+from g3n.stream.order import MixedOrder, first_turn, keyed_hash, sample_seed, share_lanes
 from g3n.stream.pairs import Kind, draw_visits, fixed_visits, usable
+from g3n.stream.remote import local_path
 from g3n.stream.samples import Batch, Item, collate, read_item
 
 log = logging.getLogger(__name__)
 _GRACE = 100  # samples before the damaged share is judged
 _ATTEMPTS = 100  # samples tried in place of a damaged one
+READS_IN_FLIGHT = 8  # of each process, where shards are remote
 
 
 @dataclass(frozen=True)
 class StreamConfig:
-    shards: str  # folder or URL with index.json
+    shards: str | dict[str, float]  # folder or URL with index.json, or several with the weight of each
     lanes: int = 8  # at most the number of training shards; a multiple of ranks x workers reads each shard in one place
     workers: int = 0  # loader processes a rank; 0 reads in a thread
     prefetch: int = 4  # micro-batches read ahead
-    cache: str | None = None  # where copies of remote shards go
+    cache: str | None = None  # folder for blocks of remote shards; default ~/.cache/g3n
+    cache_gib: float = CACHE_GIB  # at most so much there; the processes of a node share it
     max_damaged_share: float = 0.01
+    where: dict[str, tuple[Any, ...]] = field(default_factory=dict)  # variable: levels, or [low, high] of a number
 
     def __post_init__(self) -> None:
+        if not isinstance(self.shards, str) and not (
+            self.shards and all(0 < w < math.inf for w in self.shards.values())
+        ):
+            raise ValueError(f"shards {self.shards} must map a folder or URL to a weight above 0")
+        if not self.cache_gib > 0:
+            raise ValueError(f"cache_gib {self.cache_gib} must be > 0")
         if self.lanes < 1 or self.workers < 0 or self.prefetch < 1 or not 0 <= self.max_damaged_share <= 1:
             raise ValueError(
                 f"lanes {self.lanes} and prefetch {self.prefetch} must be >= 1, workers {self.workers} >= 0, "
@@ -62,19 +76,22 @@ class _RankItems(IterableDataset[Item | G3nError]):
         self, index: ShardIndex, config: StreamConfig, kind: Kind, split: str, rank: int, world: int, seed: int,
         state: cursors.State,
     ) -> None:  # fmt: skip
-        self.index, self.cache, self.kind = index, config.cache, kind
+        self.index, self.kind = index, kind
         self.rank, self.world, self.seed, self.state = rank, world, seed, state
-        self.shards = index.shards(split)
-        self.samples = [[s for s in shard.samples if usable(s, kind)] for shard in self.shards]
-        self.order = LaneOrder([len(s) for s in self.samples], config.lanes, seed)
+        lane_sources = share_lanes([source.weight for source in index.sources], config.lanes)
+        units = [_units(index, source, split, kind, lane_sources.count(i)) for i, source in enumerate(index.sources)]
+        self.units = [unit for of_source in units for unit in of_source]
+        counts = [[len(samples) for _, samples in of_source] for of_source in units]
+        self.order = MixedOrder(counts, lane_sources, _source_seeds(index, seed))
 
     def __iter__(self) -> Iterator[Item | G3nError]:
         info = get_worker_info()
         skip, step = (info.id, info.num_workers) if info else (0, 1)
         turn = first_turn(self.state["samples"], self.world, self.rank)
+        numbers = itertools.count(self.rank + (turn + skip) * self.world, step * self.world)
+        local = all(local_path(source.url) is not None for source in self.index.sources)
         try:
-            for k in itertools.count(self.rank + (turn + skip) * self.world, step * self.world):
-                yield self._item(k)
+            yield from map(self._item, numbers) if local else _in_flight(self._item, numbers, READS_IN_FLIGHT)
         except G3nError as error:
             yield error
 
@@ -86,10 +103,11 @@ class _RankItems(IterableDataset[Item | G3nError]):
         for attempt in range(_ATTEMPTS):
             order = self.order
             place = order.instead(lane, position, attempt) if attempt else order.locate(lane, position)
-            sample = self.samples[place.shard][place.sample]
+            shard, samples = self.units[place.shard]
+            sample = samples[place.sample]
             visits = draw_visits(self.kind, sample.visits, seed)
             try:
-                item = read_item(self.index, self.shards[place.shard], sample, visits, self.cache)
+                item = read_item(self.index, shard, sample, visits)
             except Damage as error:
                 damaged.append(str(error))
                 continue
@@ -97,11 +115,42 @@ class _RankItems(IterableDataset[Item | G3nError]):
         raise G3nError(f"{_ATTEMPTS} damaged samples in a row in lane {lane}; the last: {damaged[-1]}; pack again")
 
 
+def _in_flight(function: Callable[[int], Item], numbers: Iterator[int], count: int) -> Iterator[Item]:
+    """``map`` with ``count`` calls under way, so that their waiting overlaps. Results and errors come in order."""
+    with ThreadPool(count) as pool:  # its threads are daemons: one that waits for storage holds no process back
+        coming = deque(pool.apply_async(function, (next(numbers),)) for _ in range(count))
+        while True:
+            item = coming.popleft().get()
+            coming.append(pool.apply_async(function, (next(numbers),)))
+            yield item
+
+
+def _units(index: ShardIndex, source: Source, split: str, kind: Kind, lanes: int) -> list[tuple[Shard, list[Sample]]]:
+    """What a source's lanes share out: its shards with their usable samples.
+
+    A small source in a mix may have more lanes than shards: then each shard is split, so that each lane has a part.
+    """
+    shards = [shard for shard in index.shards(split) if shard.folder == source.url]
+    units = [(shard, [s for s in shard.samples if usable(s, kind)]) for shard in shards]
+    if len(index.sources) == 1:
+        return units
+    if not any(samples for _, samples in units):
+        raise G3nError(f"shards '{source.url}' hold no usable {kind} in split '{split}'; take them out of data.shards")
+    parts = -(-lanes // len(units))
+    return [(shard, samples[part::parts]) for shard, samples in units for part in range(parts)]
+
+
+def _source_seeds(index: ShardIndex, seed: int) -> list[int]:
+    if len(index.sources) == 1:
+        return [seed]
+    return [keyed_hash("source", seed, source.fingerprint) for source in index.sources]
+
+
 class TrainStream:
     """Iterate for ``Batch``, without end. ``damaged`` counts the damaged samples this rank has met so far.
 
     A damaged sample is logged and another one of its lane and epoch takes its turn. Raises G3nError for shards of another
-    kind, more lanes than shards, a missing shard, and once more than ``max_damaged_share`` of what was read is damaged.
+    kind, more lanes than shards, storage that does not answer, and once more than ``max_damaged_share`` of what was read is damaged.
     """
 
     def __init__(
@@ -244,7 +293,7 @@ class _EvalReader:
         for place in itertools.count(i):
             seed, shard, sample, visits = self.entries[place % len(self.entries)]
             try:
-                item = read_item(self.index, shard, sample, visits, self.config.cache)
+                item = read_item(self.index, shard, sample, visits)
             except Damage as error:
                 self._count(str(error))
                 continue

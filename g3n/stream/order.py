@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -93,6 +94,42 @@ class LaneOrder:
                 return Place(epoch, shard, permutation(self.counts[shard], "samples", self.seed, epoch, shard)[number])
             number -= self.counts[shard]
         raise AssertionError("a position lies inside its epoch")
+
+
+class MixedOrder:
+    """The lanes of several sources side by side. ``counts[i]`` are the usable samples of source i's shards.
+
+    ``sources[l]`` is the source that lane l reads; ``Place.shard`` counts through all of them. One source alone is LaneOrder.
+    """
+
+    def __init__(self, counts: Sequence[Sequence[int]], sources: Sequence[int], seeds: Sequence[int]) -> None:
+        self._orders = [LaneOrder(c, sources.count(i), seeds[i]) for i, c in enumerate(counts)]
+        self._first = list(itertools.accumulate((len(c) for c in counts), initial=0))
+        self._lanes = [(source, sources[:lane].count(source)) for lane, source in enumerate(sources)]
+
+    def locate(self, lane: int, position: int) -> Place:
+        """As LaneOrder."""
+        source, own = self._lanes[lane]
+        return self._moved(source, self._orders[source].locate(own, position))
+
+    def instead(self, lane: int, position: int, attempt: int) -> Place:
+        """As LaneOrder: of the same source too."""
+        source, own = self._lanes[lane]
+        return self._moved(source, self._orders[source].instead(own, position, attempt))
+
+    def _moved(self, source: int, place: Place) -> Place:
+        return place._replace(shard=place.shard + self._first[source])
+
+
+def share_lanes(weights: Sequence[float], lanes: int) -> tuple[int, ...]:
+    """The source of each lane: as many lanes a source as its weight asks for (largest remainder), evenly spread."""
+    exact = [w / sum(weights) * lanes for w in weights]
+    given = [int(e) for e in exact]
+    by_remainder = sorted(range(len(weights)), key=lambda i: (given[i] - exact[i], i))
+    for i in by_remainder[: lanes - sum(given)]:
+        given[i] += 1
+    places = sorted(((turn + 0.5) / n, i) for i, n in enumerate(given) for turn in range(n))
+    return tuple(i for _, i in places)
 
 
 def first_turn(samples: int, world: int, rank: int) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,15 +56,13 @@ class Item:
     damaged: tuple[str, ...] = ()  # what the stream skipped on the way to this sample
 
 
-def read_item(
-    index: ShardIndex, shard: Shard, sample: Sample, visits: tuple[int, ...], cache: str | Path | None
-) -> Item:
+def read_item(index: ShardIndex, shard: Shard, sample: Sample, visits: tuple[int, ...]) -> Item:
     """Decode a volume (``visits`` empty), one visit's latent, or a (baseline, target) pair. Raises Damage, G3nError."""
     if not visits:
-        volume = read_volume_sample(index, shard, sample, cache)
+        volume = read_volume_sample(index, shard, sample)
         scalars: dict[str, Tensor | float] = {"mean": volume.brain_mean, "rstd": 1.0 / volume.brain_std}
         return Item({**scalars, "volume": torch.from_numpy(volume.voxels)}, volume.variables, sample.key)
-    latents = read_latent_sample(index, shard, sample, cache)
+    latents = read_latent_sample(index, shard, sample)
     tokens = [torch.from_numpy(latents.tokens[i]).float() for i in visits]
     chosen = [latents.visits[i] for i in visits]
     key = f"{sample.key}_visit-{'-'.join(f'{i + 1:02d}' for i in visits)}"

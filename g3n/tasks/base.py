@@ -68,7 +68,9 @@ def check_grid(index: ShardIndex, volume_shape: tuple[int, int, int]) -> None:
 
 def volume_artifact(index: ShardIndex) -> dict[str, Any]:
     """What later stages check about the volumes a stage was trained on."""
-    return {"shards": index.fingerprint, "grid": to_plain(index.grid), "variables": to_plain(index.variables)}
+    parts = [source.fingerprint for source in index.sources] if len(index.sources) > 1 else []
+    about = {"parts": parts} if parts else {}
+    return {**about, "shards": index.fingerprint, "grid": to_plain(index.grid), "variables": to_plain(index.variables)}
 
 
 def picture(volumes_BKXYZ: Tensor, rows: int = 4, window: tuple[float, float] = (-2.5, 2.5)) -> np.ndarray:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import fsspec
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
@@ -18,8 +18,11 @@ from g3n.latent import LatentSpace
 from g3n.models.conditioning import VariableSet, drop_variables
 from g3n.models.dit import DiT, DiTConfig
 from g3n.stream.index import ShardIndex
+from g3n.stream.remote import read_file
 from g3n.stream.samples import Batch
 from g3n.tasks.base import picture, sample_generator
+
+MAX_STATISTICS_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -64,13 +67,7 @@ def open_space(config: DiTTaskConfig, index: ShardIndex) -> LatentSpace:
         raise G3nError(
             f"shards '{index.url}' hold {index.kind}s, expected latents; run python -m data_prep encode first"
         )
-    try:
-        with fsspec.open(f"{index.url.rstrip('/')}/statistics.safetensors", "rb") as file:
-            statistics = load(file.read())
-    except OSError as error:
-        raise G3nError(
-            f"latents '{index.url}' have no statistics.safetensors; run python -m data_prep encode again"
-        ) from error
+    statistics = mixed_statistics([(_statistics(source.url), source.weight) for source in index.sources])
     space = LatentSpace.open(config.tokenizer, statistics)
     made_by = index.raw["tokenizer"]["fingerprint"]
     if made_by != space.tokenizer_fingerprint:
@@ -84,6 +81,25 @@ def open_space(config: DiTTaskConfig, index: ShardIndex) -> LatentSpace:
             f"{config.net.channels} ask for {(int(np.prod(config.net.tokens)), config.net.channels)}"
         )
     return space
+
+
+def _statistics(url: str) -> dict[str, Tensor]:
+    try:
+        return load(read_file(f"{url}/statistics.safetensors", MAX_STATISTICS_BYTES))
+    except (OSError, SafetensorError) as error:
+        raise G3nError(
+            f"latents '{url}' have no statistics.safetensors; run python -m data_prep encode again"
+        ) from error
+
+
+def mixed_statistics(parts: Sequence[tuple[Mapping[str, Tensor], float]]) -> dict[str, Tensor]:
+    """``mean`` [N, C] and ``scale`` [C] of latents mixed by weight (weights sum to 1), from those of each part."""
+    weights_S = torch.tensor([weight for _, weight in parts], dtype=torch.float64)
+    mean_SNC = torch.stack([part["mean"].double() for part, _ in parts])
+    scale_SC = torch.stack([part["scale"].double() for part, _ in parts])
+    mean_NC = torch.einsum("s,snc->nc", weights_S, mean_SNC)
+    variance_SC = scale_SC**2 + (mean_SNC - mean_NC).square().mean(dim=1)
+    return {"mean": mean_NC.float(), "scale": torch.einsum("s,sc->c", weights_S, variance_SC).sqrt().float()}
 
 
 def check_levels(variables: VariableSet, index: ShardIndex) -> None:

@@ -18,7 +18,7 @@ import pytest
 from g3n.engine import lock
 from g3n.engine.watchdog import EXIT_CODE
 from tests import nano, ranks
-from tests.launch import ROOT, command, environment, launch, losses
+from tests.launch import ROOT, command, environment, losses
 
 STAGES = (1, 2, 3)
 
@@ -230,14 +230,13 @@ def test_a_rank_that_is_stopped_ends_the_others_and_itself_when_it_wakes(runs: R
 
 
 def test_two_jobs_in_one_folder_are_refused(runs: Runs) -> None:
-    line = ["g3n/train.py", *runs.words("shared", "trainer.steps=2")]
+    words = runs.words("shared", "trainer.steps=2")
     with ExitStack() as here:
         lock.hold(runs.folder("shared"), here)
-        done = launch(1, *line)
-    assert done.returncode == 2
-    assert f"another job trains in '{runs.folder('shared')}' (process {os.getpid()} on " in done.stderr
+        second = ranks.run(1, words, expect=2)
+    assert f"another job trains in '{runs.folder('shared')}' (process {os.getpid()} on " in second.output
     assert [p.name for p in runs.folder("shared").iterdir()] == [".lock"]
-    ranks.run(1, runs.words("shared", "trainer.steps=2"))  # it is free again
+    ranks.run(1, words)  # it is free again
 
 
 def test_a_thousand_steps_need_no_more_memory_and_files_than_a_hundred(runs: Runs) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from data_prep.encode import encode
-from tests import nano
-from tests.launch import launch, losses
+from tests import nano, ranks
+from tests.launch import losses
 
 pytest.importorskip("triton")
 TASKS = ("mae", "decoder", "dit", "forecast")
@@ -25,25 +23,19 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     nano.shards(root / "shards")
     configs = nano.configs(root)
 
-    def job(task: str, name: str, *more: str) -> dict[str, Any]:
-        return {"config": str(configs[task]), "overrides": [f"name={name}", *SETTINGS, *more]}
+    def train(world: int, environment: dict[str, str], task: str, name: str, *more: str) -> None:
+        ranks.run(world, ["--config", str(configs[task]), f"name={name}", *SETTINGS, *more], environment=environment)
 
-    def run(ranks: int, jobs: list[dict[str, Any]], **environment: str) -> None:
-        (root / "jobs.json").write_text(json.dumps(jobs))
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in environment.items():
-                patch.setenv(name, value)
-            done = launch(ranks, "tests/distributed/worker.py", str(root / "jobs.json"))
-        assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-
-    run(1, [job(t, t) for t in TASKS[:2]], G3N_KERNELS="reference")
-    encode(str(root / "runs" / "decoder"), str(root / "shards"), root / "latents", "cpu", 4)
-    compiled = job("dit", "dit-compile", "trainer.compile=true")
-    run(1, [*(job(t, t) for t in TASKS[2:]), compiled], G3N_KERNELS="reference")
-    triton = {"G3N_KERNELS": "triton", "TRITON_INTERPRET": "1"}
-    recomputed = [job(t, f"{t}-triton-recompute", "trainer.recompute=true") for t in ("mae", "dit")]
-    run(1, [*(job(t, f"{t}-triton") for t in TASKS), *recomputed], **triton)
-    run(2, [job(t, f"{t}-triton-3", "trainer.zero_stage=3") for t in ("mae", "dit")], **triton)
+    reference, triton = {"G3N_KERNELS": "reference"}, {"G3N_KERNELS": "triton", "TRITON_INTERPRET": "1"}
+    for task in TASKS:
+        train(1, reference, task, task)
+        if task == "decoder":
+            encode(str(root / "runs" / "decoder"), str(root / "shards"), root / "latents", "cpu", 4)
+        train(1, triton, task, f"{task}-triton")
+    train(1, reference, "dit", "dit-compile", "trainer.compile=true")
+    for task in ("mae", "dit"):
+        train(1, triton, task, f"{task}-triton-recompute", "trainer.recompute=true")
+        train(2, triton, task, f"{task}-triton-3", "trainer.zero_stage=3")
     return root
 
 

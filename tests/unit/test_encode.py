@@ -221,7 +221,7 @@ def test_damage_and_latents_too_large_for_float16_stop_it_by_name(
             encode(str(chain.tokenizer), chain.volumes.url, tmp_path / "large", "cpu", 2)
     name = shards.flip(chain.volumes, "val", 0, 0)
     try:
-        with pytest.raises(G3nError, match=r"cannot encode: shard .val-00000.tar.") as error:
+        with pytest.raises(G3nError, match=r"cannot encode: shard .*val-00000.tar.") as error:
             encode(str(chain.tokenizer), chain.volumes.url, tmp_path / "damaged", "cpu", 2)
         assert name in str(error.value)
         assert not (tmp_path / "damaged" / "index.json").exists()

@@ -70,6 +70,17 @@ WRONG: dict[str, tuple[Callable[[Tree], object], str]] = {
     "before the start": (lambda t: sample(t)["members"].update({"json": [-1, 10]}), "json at -1 + 10 is outside"),
     "a pickle": (lambda t: sample(t)["members"].update(pyd=[512, 10]), "has members ['json', 'npy.zst', 'pyd']"),
     "no array": (lambda t: sample(t)["members"].pop("npy.zst"), "has members ['json']"),
+    "variables of another visit": (lambda t: sample(t).update(variables=[{}, {}]), "variables of other than 1 visits"),
+    "a variable that is a list": (
+        lambda t: sample(t).update(variables=[{"age_years": [1]}]),
+        "expected a word or a number",
+    ),
+    "a variable that is NaN": (lambda t: sample(t).update(variables=[{"age_years": float("nan")}]), "expected a word"),
+    "a variable's odd name": (lambda t: sample(t).update(variables=[{"../x": 1}]), "variable '../x'"),
+    "a huge array": (
+        lambda t: (shard(t).update(bytes=1 << 40), sample(t)["members"].update({"npy.zst": [512, 1 << 39]})),
+        "its array is over",
+    ),
     "no visits": (lambda t: sample(t).update(visits=0), "has 0 visits"),
     "endless visits": (lambda t: sample(t).update(visits=10**9), "has 1000000000 visits"),
     "the same shard": (twice, "a shard is named twice"),
@@ -98,7 +109,7 @@ def test_an_impossible_index_is_one_line_that_says_why(folder: Path, tmp_path: P
 
 
 def test_a_folder_without_a_readable_index_is_one_line(tmp_path: Path) -> None:
-    for url in (str(tmp_path), str(tmp_path / "none"), "nosuch://bucket/shards", "memory://nothing"):
+    for url in (str(tmp_path), str(tmp_path / "none")):
         with pytest.raises(
             G3nError, match=r"have no readable index.json \(.+\); give the folder that .* pack"
         ) as error:
@@ -108,6 +119,30 @@ def test_a_folder_without_a_readable_index_is_one_line(tmp_path: Path) -> None:
         (tmp_path / "index.json").write_bytes(text)
         with pytest.raises(G3nError, match="is not a g3n-shards-1 index"):
             load_index(str(tmp_path))
+
+
+def test_variables_of_samples_are_read_and_an_older_index_has_none(folder: Path, tmp_path: Path) -> None:
+    found = [s.variables for shard in load_index(str(folder)).shards("train") for s in shard.samples]
+    assert found == [({"modality": "T1", "age_years": float(n)},) for n in range(3)]
+    tree = json.loads((folder / "index.json").read_text())
+    for entries in tree["splits"].values():
+        for entry in entries:
+            for one in entry["samples"]:
+                del one["variables"]
+    (tmp_path / "index.json").write_text(json.dumps(tree))
+    assert {s.variables for shard in load_index(str(tmp_path)).shards("train") for s in shard.samples} == {None}
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["pipe:cat /etc/passwd", "pipe://x", "nosuch://bucket/shards", "memory://x", "ftp://host/x", "file://host/x",
+     "simplecache::http://host/x", "filecache::s3://bucket/x", "gs://bucket/x", "http:/host/x"],
+)  # fmt: skip
+def test_other_protocols_are_refused(url: str) -> None:
+    with pytest.raises(
+        G3nError, match=r"is of no protocol that shards are read by; give a folder, http\(s\):// or s3://"
+    ):
+        load_index(url)
 
 
 def test_a_split_that_is_not_there_is_named(folder: Path) -> None:

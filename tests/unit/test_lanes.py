@@ -160,7 +160,9 @@ def test_worker_processes_read_what_the_thread_reads_outlive_signals_and_report_
             read += rows(next(stream))
         assert read == [row for step in straight[1:] for row in step]
         os.unlink(tmp_path / "copy" / "train-00004.tar")
-        with pytest.raises(G3nError, match=r"train-00004.tar' cannot be opened \(No such file or directory\)") as error:
+        with pytest.raises(
+            G3nError, match=r"train-00004.tar' .* cannot be read \(No such file or directory\)"
+        ) as error:
             list(itertools.islice(stream, 20))
         assert "\n" not in str(error.value)
     assert [w.exitcode for w in workers] == [0, 0]
@@ -220,15 +222,6 @@ def test_damage_is_named_and_counted_and_too_much_of_it_stops_the_run(
     strict = StreamConfig(index.url, 2, max_damaged_share=0)
     with closing(TrainStream(index, strict, "volume", 60, 0, 1, 0)) as stream, pytest.raises(G3nError, match="1 of"):
         next(stream)
-
-
-def test_a_missing_shard_is_one_line(tmp_path: Path) -> None:
-    index = shards.volumes(tmp_path, (2, 2))
-    os.unlink(tmp_path / "train-00001.tar")
-    with closing(TrainStream(index, StreamConfig(index.url, 2), "volume", 2, 0, 1, 0)) as stream:
-        with pytest.raises(G3nError, match=r"train-00001.tar' cannot be opened \(No such file or directory\)") as error:
-            next(stream)
-        assert "\n" not in str(error.value)
 
 
 def test_a_closed_stream_ends_and_its_thread_too(index: ShardIndex) -> None:

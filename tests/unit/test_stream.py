@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import json
 import os
-import threading
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from dataclasses import replace
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import xxhash
 import zstandard
 
 from data_prep.shards import EncodedSample, encode_sample, write_index, write_shard
@@ -27,7 +20,7 @@ from g3n.latent import normalize
 from g3n.stream import cursors
 from g3n.stream.decode import Damage, decode_array, read_latent_sample, read_volume_sample
 from g3n.stream.index import ShardIndex, load_index
-from g3n.stream.lanes import StreamConfig, TrainStream, eval_batches
+from g3n.stream.lanes import eval_batches
 from g3n.stream.order import keyed_hash
 from tests import shards
 
@@ -69,7 +62,7 @@ def crafted_folder(folder: Path, kind: str, sample: EncodedSample) -> tuple[Shar
     header = {"kind": kind, "grid": {"shape": list(shards.SHAPE), "affine": shards.AFFINE}, "variables": {}}
     write_index(folder, header, {"train": [entry]})
     offset = entry["samples"][0]["members"]["npy.zst"][0]
-    return load_index(str(folder)), f"shard 'train-00000.tar' sample '{sample.key}' at byte {offset}: "
+    return load_index(str(folder)), f"shard '{folder}/train-00000.tar' sample '{sample.key}' at byte {offset}: "
 
 
 class Bomb:
@@ -169,7 +162,9 @@ def test_latents_with_another_number_of_visits_are_damage(tmp_path: Path) -> Non
     shard = index.shards("train")[0]
     with pytest.raises(Damage, match=r"array of shape \(2, 6, 3\), expected \(3, None, None\)"):
         read_latent_sample(index, shard, shard.samples[0])
-    index, _ = crafted_folder(tmp_path / "json", "latent", replace(encode_sample(good), visits=4))
+    four = encode_sample(shards.latent_sample(0, 4))
+    four = replace(four, members=encode_sample(good).members)
+    index, _ = crafted_folder(tmp_path / "json", "latent", four)
     shard = index.shards("train")[0]
     with pytest.raises(Damage, match="JSON says 3 visits, the index 4"):
         read_latent_sample(index, shard, shard.samples[0])
@@ -237,94 +232,3 @@ def test_keyed_hashes_keep_domains_and_words_apart() -> None:
     assert all(0 <= v < 2**63 for v in values)
     bits = np.array([[keyed_hash("s", i) >> b & 1 for b in range(63)] for i in range(2000)])
     assert np.abs(bits.mean(axis=0) - 0.5).max() < 0.06
-
-
-class Site(SimpleHTTPRequestHandler):
-    """A plain web server without ranges that counts, and can cut, alter or refuse an answer."""
-
-    asked: Counter[str]
-    cut: dict[str, int]  # how many more times an answer ends early
-    altered: set[str]
-
-    def do_GET(self) -> None:
-        name = self.path.rsplit("/", 1)[-1]
-        self.asked[name] += 1
-        path = Path(self.translate_path(self.path))
-        if not path.is_file():
-            return self.send_error(404)
-        body = path.read_bytes()
-        if name in self.altered:
-            body = body[:-1] + bytes([body[-1] ^ 1])
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.cut.get(name, 0) > 0:
-            self.cut[name] -= 1
-            body = body[: len(body) // 2]
-        self.wfile.write(body)
-        self.close_connection = True
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-@contextmanager
-def site(folder: Path) -> Iterator[tuple[str, type[Site]]]:
-    handler = type("OneSite", (Site,), {"asked": Counter(), "cut": {}, "altered": set()})
-    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=str(folder))) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/data", handler
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-def test_http_shards_are_read_like_local_ones_and_fetched_once(tmp_path: Path) -> None:
-    local = shards.volumes(tmp_path / "www/data", (3, 2, 4), val=(2,))
-    cache = tmp_path / "cache"
-    with site(tmp_path / "www") as (url, server):
-        index = load_index(url)
-        assert index.fingerprint == local.fingerprint
-        config = StreamConfig(url, 3, cache=str(cache))
-        server.cut["train-00001.tar"] = 1  # the connection breaks once
-        for _ in range(2):  # the second time from the cache alone
-            streams = [
-                TrainStream(local, StreamConfig(local.url, 3), "volume", 6, 0, 1, 0),
-                TrainStream(index, config, "volume", 6, 0, 1, 0),
-            ]
-            with closing(streams[0]), closing(streams[1]):
-                for _ in range(4):
-                    here, there = (next(stream) for stream in streams)
-                    assert here.keys == there.keys
-                    assert torch.equal(here.tensors["volume"], there.tensors["volume"])
-            tars = {name: n for name, n in server.asked.items() if name.endswith(".tar")}
-            assert tars == {"train-00000.tar": 1, "train-00001.tar": 2, "train-00002.tar": 1}
-        kept = sorted(path for path in cache.rglob("*") if path.is_file())
-        assert [xxhash.xxh3_64_hexdigest(p.read_bytes()) for p in kept] == [p.name.split("-")[0] for p in kept]
-
-
-def test_a_remote_shard_that_is_missing_or_cut_for_good_or_altered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
-    folder = tmp_path / "www/data"
-    shards.volumes(folder, (2,), val=(2,))
-    (folder / "val-00000.tar").rename(tmp_path / "kept.tar")
-    with site(tmp_path / "www") as (url, server):
-        index = load_index(url)
-        cache = tmp_path / "cache"
-        with pytest.raises(G3nError, match=r"val-00000.tar' cannot be fetched") as error:
-            next(eval_batches(index, StreamConfig(url, cache=str(cache)), "volume", "val", 1, 0, 1, 0))
-        assert "\n" not in str(error.value)
-        assert server.asked["val-00000.tar"] <= 3
-        server.cut["train-00000.tar"] = 10**6
-        with pytest.raises(G3nError, match=r"train-00000.tar' cannot be fetched"):
-            next(eval_batches(index, StreamConfig(url, cache=str(cache)), "volume", "train", 1, 0, 1, 0))
-        assert not [p for p in cache.rglob("*") if p.is_file()]
-        server.cut.clear()
-        server.altered.add("train-00000.tar")  # in the padding at its end: the samples are whole
-        batches = list(eval_batches(index, StreamConfig(url, cache=str(cache)), "volume", "train", 1, 0, 1, 0))
-        assert len(batches) == 2
-        assert "train-00000.tar' differs from its checksum" in caplog.text

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from g3n import tracking
 from g3n.tracking import Tracker, TrackingConfig
 
 
@@ -67,3 +72,64 @@ def test_a_dead_server_costs_a_warning_and_no_metric(
         tracker.close(finished=True)
     assert [r["train/loss"] for r in rows(run)] == [0.5]
     assert "MLflow is off for this run" in caplog.text
+
+
+class Answers(BaseHTTPRequestHandler):
+    """500 to everything, or silence."""
+
+    silent = False
+
+    def do_GET(self) -> None:
+        if self.silent:
+            time.sleep(30)
+        self.send_response(500)
+        self.end_headers()
+
+    do_POST = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("kind", ["500", "slow"])
+def test_a_server_that_answers_500_or_not_at_all_costs_a_warning_and_no_metric(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(Answers, "silent", kind == "slow")
+    monkeypatch.setattr(tracking, "_CLOSE_SECONDS", 2.0)
+    run = prepared(tmp_path)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with caplog.at_level(logging.WARNING):
+        tracker = Tracker(run, TrackingConfig(uri=f"http://127.0.0.1:{server.server_port}"), {}, step=0, run_id=None)
+        for step in range(1, 201):
+            tracker.metrics(step, {"train/loss": 0.5})
+        tracker.close(finished=True)
+    server.shutdown()
+    assert [r["step"] for r in rows(run)] == list(range(1, 201))
+    assert ("MLflow is off for this run" if kind == "500" else "MLflow did not answer within 2 s") in caplog.text
+
+
+def test_a_server_that_comes_back_misses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.setattr(tracking, "_RETRY_SECONDS", (0.01,) * 5)
+    whole, failures = MlflowClient.log_batch, iter([True, True, False, True] + [False] * 1000)
+
+    def log_batch(*args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("metrics") and next(failures):
+            raise ConnectionError("the server is being restarted")
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", log_batch)
+    tracker = Tracker(prepared(tmp_path), TrackingConfig(), {}, step=0, run_id=None)
+    for step in range(1, 6):
+        tracker.metrics(step, {"train/loss": float(step)})
+    assert tracker._mlflow is not None
+    while not tracker._mlflow._queue.empty():
+        time.sleep(0.05)
+    tracker.close(finished=True)
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert [m.step for m in client.get_metric_history(tracker.run_id or "", "train/loss")] == [1, 2, 3, 4, 5]
