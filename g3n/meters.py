@@ -8,10 +8,13 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from g3n import levels
 
 
 class Meter:
@@ -86,6 +89,33 @@ class OwnTime:
         seconds = self._seconds + sum(start.elapsed_time(end) for start, end in self._events) / 1e3
         self._seconds, self._events = 0.0, []
         return seconds
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a rank tells the others at a log line."""
+
+    own_seconds: float  # see OwnTime
+    data_wait_share: float
+    damaged: int  # samples its stream has met so far
+    system: dict[str, float]
+    losses: levels.Sums
+
+
+def over_ranks(reports: Sequence[Report]) -> dict[str, float]:
+    """The row of metrics that the reports of all ranks make."""
+    shares = [report.data_wait_share for report in reports]
+    row = {"speed/data_wait_share": statistics.fmean(shares), "speed/data_wait_share_max": max(shares)}
+    row["data/damaged"] = sum(report.damaged for report in reports)
+    row |= {f"train/{name}": mean for name, mean in levels.means([report.losses for report in reports]).items()}
+    for rank, report in enumerate(reports):
+        row |= {f"system/rank{rank}/{name}": value for name, value in report.system.items()}
+    return row
+
+
+def memory(reports: Sequence[Report]) -> float:
+    """GiB of the rank that needed the most: the peak of its GPU, or of the process where there is none."""
+    return max(report.system.get("gpu_peak_memory_gib", report.system["rss_gib"]) for report in reports)
 
 
 def slow_rank(seconds: Sequence[float], factor: float = 1.5) -> int | None:

@@ -26,6 +26,7 @@ import numpy as np
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 _CLOSE_SECONDS = 60.0
+_MOST_METRICS = 1000  # of one call, says MLflow's REST API
 _RETRY_SECONDS = (
     1.0,
     5.0,
@@ -103,7 +104,9 @@ class _MLflow:
         def send(client: Any) -> None:
             from mlflow.entities import Metric
 
-            client.log_batch(self.run_id, metrics=[Metric(k, float(v), now, step) for k, v in values.items()])
+            rows = [Metric(k, float(v), now, step) for k, v in values.items()]
+            for i in range(0, len(rows), _MOST_METRICS):
+                client.log_batch(self.run_id, metrics=rows[i : i + _MOST_METRICS])
 
         self._queue.put(send)
 

@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors.torch import load_file
 from torch import Tensor
 
+from g3n import flops, levels
 from g3n.config import G3nError, to_plain, write_yaml
 from g3n.engine import checkpoint, ema, lock
 from g3n.engine.deepspeed import (
@@ -40,11 +41,12 @@ from g3n.engine.saver import Saver
 from g3n.engine.schedule import learning_rate
 from g3n.engine.spikes import Spikes
 from g3n.engine.watchdog import Watchdog
-from g3n.meters import Meter, OwnTime, clock, slow_rank
+from g3n.meters import Meter, OwnTime, Report, clock, memory, over_ranks, slow_rank
 from g3n.stream import cursors
 from g3n.stream.index import ShardIndex
 from g3n.stream.lanes import StreamConfig, TrainStream, eval_batches
 from g3n.stream.samples import Batch
+from g3n.system import System
 from g3n.tasks.base import Task
 from g3n.tracking import Tracker, TrackingConfig, environment
 
@@ -169,6 +171,7 @@ class Trainer:
             module.to(ranks.device)
         torch.manual_seed(config.seed)
         model = task.build()
+        self.twin = flops.twin(task, model) if ranks.main else None  # before ZeRO takes the weights apart
         layout = {"world": ranks.world, "zero_stage": config.trainer.zero_stage}
         moved = start is not None and saved["layout"] != layout
         plain = copy.deepcopy(model) if moved and ranks.main else None
@@ -187,6 +190,10 @@ class Trainer:
         self.passes = accumulation(settings, ranks.world)
         self.meter = Meter(settings.global_batch)
         self.own_time = OwnTime(ranks.device.type == "cuda")
+        self.system = System(ranks.device)
+        self.losses = levels.LevelSums(only=["modality"])
+        self.tflops_a_sample: float | None = None
+        self.peak_tflops: float | None = None
         self.saved_step = self.step if start else -1
         if ranks.main:
             self._open_tracker(saved.get("mlflow_run_id"))
@@ -299,6 +306,7 @@ class Trainer:
         set_learning_rate(self.engine, rate)
         sums: dict[str, Tensor] = {}
         losses: list[tuple[Tensor, list[str]]] = []
+        of_samples: list[tuple[dict[str, Tensor], Batch]] = []
         for number in range(self.passes):
             self.watchdog.beat(f"step {self.step + 1}")
             batch = self._next_batch()
@@ -310,7 +318,9 @@ class Trainer:
                 self.saver.before_update()
             self.engine.step()
             for name, value in {"loss": loss.detach(), **logs}.items():
-                sums[name] = sums.get(name, torch.zeros((), device=self.ranks.device)) + value.float() / self.passes
+                mean = value.float().mean() / self.passes
+                sums[name] = sums.get(name, torch.zeros((), device=self.ranks.device)) + mean
+            of_samples.append(({name: value for name, value in logs.items() if value.ndim}, batch))
             self.cursors = cursors.merge(self.cursors, batch.lanes, batch.positions, len(batch) * self.ranks.world)
         norm = grad_norm(self.engine)
         moved = self.engine.was_step_applied() and math.isfinite(norm)
@@ -318,6 +328,8 @@ class Trainer:
             self.skipped_in_a_row = 0
             ema.update_average(self.average, self.engine, settings.ema_decay, self.step)
             self.step += 1
+            for figures, batch in of_samples:
+                self.losses.add(figures, batch.variables, batch.weights)
         else:
             self._skip_step(losses)
         self.meter.stepped()
@@ -398,34 +410,60 @@ class Trainer:
         self.meter.waited(waited)
         self.own_time.waited(waited)
         self.last_keys = batch.keys
+        if self.twin is not None:
+            self._count_flops(self.twin, batch)
         return batch
+
+    def _count_flops(self, twin: flops.Twin, batch: Batch) -> None:
+        """Once, on rank 0."""
+        self.twin = None
+        precision = self.config.trainer.precision
+        device = torch.cuda.get_device_name() if self.ranks.device.type == "cuda" else "cpu"
+        self.peak_tflops = flops.peak_tflops(device, precision)
+        peak = f"{self.peak_tflops:g} TFLOP/s" if self.peak_tflops else "not known, so there is no MFU"
+        try:
+            self.tflops_a_sample = flops.flops_a_sample(twin, batch) / 1e12
+            self._say(f"{1e3 * self.tflops_a_sample:.3g} GFLOP a sample; peak of '{device}' in {precision}: {peak}")
+        except Exception as error:  # an operator without shapes for the meta device: a meter never stops a run
+            log.warning("FLOPs are not counted (%s: %s)", type(error).__name__, " ".join(str(error).split())[:200])
+        self.meter.pause()
 
     def _log_step(self, sums: Mapping[str, Tensor], rate: float, norm: float) -> None:
         totals = sum_over_ranks(torch.stack(list(sums.values()))) / self.ranks.world
         means = dict(zip(sums, totals.tolist(), strict=True))
         self.last_loss = means["loss"]
-        own_seconds = gather_objects(self.own_time.take(), self.ranks)
-        if self.tracker is None or self.stream is None:
+        assert self.stream is not None
+        meter, unit, world = self.meter, self.task.unit, self.ranks.world
+        own_seconds, share = self.own_time.take(), meter.data_wait_share
+        report = Report(own_seconds, share, self.stream.damaged, self.system.read(), self.losses.take())
+        reports: list[Report] = gather_objects(report, self.ranks)
+        if self.tracker is None:
             return
-        meter, unit = self.meter, self.task.unit
         values = {f"train/{name}": value for name, value in means.items()}
         values |= {"train/lr": rate, "train/grad_norm": norm, "train/samples": self.cursors["samples"]}
-        values |= {f"speed/{unit}_per_second": meter.samples_a_second, "speed/data_wait_share": meter.data_wait_share}
+        values |= {f"speed/{unit}_per_second": meter.samples_a_second}
         values |= {f"speed/step_ms_p{p}": 1e3 * meter.step_seconds_at(p / 100) for p in (50, 95)}
-        values |= {"data/damaged": self.stream.damaged, "train/skipped_steps": self.skipped}
-        if (slow := slow_rank(own_seconds)) is not None:
+        values |= {"train/skipped_steps": self.skipped, "speed/memory_gib": memory(reports), **over_ranks(reports)}
+        work = ""
+        if self.tflops_a_sample is not None:
+            tflops = values["speed/tflops_per_second"] = self.tflops_a_sample * meter.samples_a_second
+            work = f"  {tflops:.3g} TFLOP/s" if tflops >= 1 else f"  {1e3 * tflops:.3g} GFLOP/s"
+            if self.peak_tflops is not None:
+                mfu = values["speed/mfu"] = tflops / (self.peak_tflops * world)
+                work = f"  MFU {mfu:.0%}"
+        if (slow := slow_rank([report.own_seconds for report in reports])) is not None:
             values["speed/slow_rank"] = slow
             log.warning(
                 "rank %d is slow: data and forward took it %.2f s since the last line, the others %.2f s",
-                slow, own_seconds[slow], min(own_seconds),
+                slow, reports[slow].own_seconds, min(report.own_seconds for report in reports),
             )  # fmt: skip
-        if self.ranks.device.type == "cuda":
-            values["speed/peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         self.tracker.metrics(self.step, values)
         left = clock(meter.step_seconds * (self.config.trainer.steps - self.step))
+        skipped = f"  skipped {self.skipped}" if self.skipped else ""
         self._say(
-            f"step {self.step}/{self.config.trainer.steps}  loss {means['loss']:.4f}  lr {rate:.2e}  grad {norm:.2f}  "
-            f"{meter.samples_a_second:.1f} {unit}/s  data {meter.data_wait_share:.0%}  left {left}"
+            f"step {self.step}/{self.config.trainer.steps}  loss {means['loss']:.4f}  lr {rate:.1e}  grad {norm:.2f}  "
+            f"{meter.samples_a_second:.1f} {unit}/s{work}  data {values['speed/data_wait_share']:.0%}  "
+            f"{values['speed/memory_gib']:.1f} GiB{skipped}  left {left}"
         )
 
     @torch.no_grad()
@@ -436,6 +474,7 @@ class Trainer:
         totals: dict[str, Tensor] = {}
         weight = torch.zeros((), dtype=torch.float64, device=ranks.device)
         pictures: dict[str, Any] = {}
+        by_level = levels.LevelSums()
         self.engine.eval()
         micro = settings.micro_batch
         batches = eval_batches(
@@ -446,7 +485,9 @@ class Trainer:
                 break
             self.watchdog.beat(f"validation after step {self.step}")
             batch = host_batch.to(ranks.device)
-            for name, values in self.task.eval_step(self.engine, batch).items():
+            figures = self.task.eval_step(self.engine, batch)
+            by_level.add(figures, batch.variables, host_batch.weights)
+            for name, values in figures.items():
                 part = (values.double() * batch.weights).sum()
                 totals[name] = totals.get(name, torch.zeros_like(weight)) + part
             weight += batch.weights.sum()
@@ -456,8 +497,9 @@ class Trainer:
         if totals:
             *sums, count = sum_over_ranks(torch.stack([*totals.values(), weight])).tolist()
             means = {f"val/{name}": value / count for name, value in zip(totals, sums, strict=True)}
+            detail = levels.means(gather_objects(by_level.take(), ranks))
             if self.tracker is not None:
-                self.tracker.metrics(self.step, means)
+                self.tracker.metrics(self.step, {**means, **{f"val/{name}": mean for name, mean in detail.items()}})
                 for name, gray in pictures.items():
                     self.tracker.picture(self.step, name, gray)
             self._say(f"step {self.step}  " + "  ".join(f"{k} {v:.4f}" for k, v in means.items()))

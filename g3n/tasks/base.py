@@ -32,7 +32,10 @@ class Task(Protocol):
         """Modules the loss needs and never trains; the trainer moves them to the device, the engine never sees them."""
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean loss over the batch (fp32 scalar) and detached scalars to log."""
+        """Mean loss over the batch (fp32 scalar) and what to log, detached: scalars, or [B] where samples have their own.
+
+        The trainer logs the mean, and of what samples have their own also the mean of each modality.
+        """
 
     def eval_step(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Per-sample figures, each float32 [B]; the trainer averages them with ``batch.weights``."""

@@ -133,7 +133,7 @@ class DecoderTask:
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         voxel, mask = self._losses(*self._outputs(model, batch))
         loss = (voxel + self.config.mask_weight * mask).mean()
-        return loss, {"voxel": voxel.mean().detach(), "mask": mask.mean().detach()}
+        return loss, {"voxel": voxel.detach(), "mask": mask.detach()}
 
     def eval_step(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         output, target = self._outputs(model, batch)

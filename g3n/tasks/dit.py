@@ -158,7 +158,8 @@ class DiTTask:
         return (model(xt_BNC, t_B, cond_BV.to(device)) - velocity_BNC).square().mean(dim=(1, 2))
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        return self._errors(model, batch, training=True).mean(), {}
+        errors = self._errors(model, batch, training=True)
+        return errors.mean(), {"velocity": errors.detach()}
 
     def eval_step(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         return {"velocity": self._errors(model, batch, training=False)}

@@ -87,7 +87,8 @@ class ForecastTask:
         return (predicted - velocity_BNC).square().mean(dim=(1, 2))
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        return self._errors(model, batch, training=True).mean(), {}
+        errors = self._errors(model, batch, training=True)
+        return errors.mean(), {"velocity": errors.detach()}
 
     def eval_step(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         baseline, target = (self.space.standardize(batch.tensors[k]) for k in ("baseline", "target"))

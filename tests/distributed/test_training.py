@@ -131,6 +131,28 @@ def test_a_run_leaves_config_environment_pictures_and_validation(chain: Chain) -
     assert 0 < last["val/masked"] < 2
 
 
+@pytest.mark.parametrize(
+    ("task", "figure", "in_training"),
+    [("mae", "masked", False), ("decoder", "brain_mse", False), ("decoder", "voxel", True), ("dit", "velocity", True),
+     ("forecast", "velocity", True)],
+)  # fmt: skip
+def test_losses_by_modality_speed_and_each_ranks_system_are_logged(
+    chain: Chain, task: str, figure: str, in_training: bool
+) -> None:
+    rows = [json.loads(line) for line in (chain.folder(task) / "metrics.jsonl").read_text().splitlines()]
+    last, validation = [r for r in rows if "train/loss" in r][-1], rows[-1]
+    assert last["speed/tflops_per_second"] > 0
+    assert "speed/mfu" not in last  # a CPU's peak is not known
+    assert last["speed/data_wait_share"] <= last["speed/data_wait_share_max"] < 1
+    assert all(last[f"system/rank{rank}/rss_gib"] > 0.1 for rank in (0, 1))
+    assert (f"train/{figure}_by_modality/T1" in last) == in_training
+    if in_training:  # a line a step, and all volumes are T1
+        assert last[f"train/{figure}_by_modality/T1"] == pytest.approx(last[f"train/{figure}"], rel=1e-5)
+    assert validation[f"val/{figure}_by_modality/T1"] == pytest.approx(validation[f"val/{figure}"], rel=1e-5)
+    of_sexes = [validation[f"val/{figure}_by_sex/{sex}"] for sex in "FM"]
+    assert min(of_sexes) < validation[f"val/{figure}"] < max(of_sexes)
+
+
 def test_the_users_line_runs_on_two_ranks(chain: Chain) -> None:
     done = launch(2, "g3n/train.py", "--config", str(chain.configs["mae"]), "name=line", "trainer.steps=3")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
