@@ -118,13 +118,13 @@ def memory(reports: Sequence[Report]) -> float:
     return max(report.system.get("gpu_peak_memory_gib", report.system["rss_gib"]) for report in reports)
 
 
-def slow_rank(seconds: Sequence[float], factor: float = 1.5) -> int | None:
-    """The rank whose own time is more than ``factor`` times the median of the others', if there is one."""
+def slow_rank(seconds: Sequence[float], factor: float = 1.5, least_seconds: float = 0.1) -> int | None:
+    """The rank whose own time is more than ``factor`` times the median of the others' and ``least_seconds`` above it, if there is one."""
     if len(seconds) < 2:
         return None
     slowest = max(range(len(seconds)), key=seconds.__getitem__)
     others = statistics.median(s for rank, s in enumerate(seconds) if rank != slowest)
-    return slowest if seconds[slowest] > factor * others else None
+    return slowest if seconds[slowest] > max(factor * others, others + least_seconds) else None
 
 
 def clock(seconds: float) -> str:

@@ -31,6 +31,7 @@ def test_a_slow_rank_is_one_that_takes_half_again_as_long_as_the_others() -> Non
     assert slow_rank([1.0, 1.4]) is None
     assert slow_rank([1.0, 1.6]) == 1
     assert slow_rank([1.0, 1.1, 5.0, 0.9]) == 2
+    assert slow_rank([0.01, 0.03]) is None  # chance
 
 
 def test_reports_of_ranks_make_one_row() -> None:
