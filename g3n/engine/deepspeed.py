@@ -25,6 +25,7 @@ _OURS = {
     "optimizer": "optim",
     "scheduler": "optim.warmup_steps and optim.min_lr_ratio",
     "zero_optimization.stage": "trainer.zero_stage",
+    "zero_optimization.offload_optimizer": "trainer.offload",
 }
 
 
@@ -58,6 +59,7 @@ class EngineConfig:
     precision: Literal["bf16", "fp32"] = "bf16"
     zero_stage: Literal[1, 2, 3] = 1
     clip_norm: float = 1.0
+    offload: bool = False  # master weights, moments and average in host memory, updated by the CPU: saves much, costs time
     recompute: bool = False  # activation checkpointing: less memory, a third more arithmetic
     compile: bool = False  # torch.compile of each transformer block
 
@@ -104,6 +106,9 @@ def deepspeed_config(
         },
         "steps_per_print": 2**31,
     }
+    if config.offload:
+        tree["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        tree["zero_force_ds_cpu_optimizer"] = False  # else it wants its own Adam, which g++ compiles at first use
     _merge(tree, passthrough, "")
     return tree
 

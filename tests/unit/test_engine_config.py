@@ -30,12 +30,21 @@ def test_deepspeed_gets_our_batch_precision_and_optimizer_and_compiles_nothing()
     assert tree["optimizer"]["params"]["torch_adam"] is True
 
 
+def test_offload_moves_the_optimizer_to_the_cpu_and_still_compiles_nothing() -> None:
+    config = EngineConfig(global_batch=2, micro_batch=2, zero_stage=2, offload=True)
+    tree = deepspeed_config(config, OPTIM, 1, {})
+    assert tree["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
+    assert tree["zero_force_ds_cpu_optimizer"] is False
+    assert tree["optimizer"]["params"]["torch_adam"] is True
+
+
 @pytest.mark.parametrize(
     ("passthrough", "instead"),
     [
         ({"train_batch_size": 8}, "trainer.global_batch"),
         ({"zero_optimization": {"stage": 3}}, "trainer.zero_stage"),
         ({"optimizer": {"type": "Lamb"}}, "optim"),
+        ({"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}, "trainer.offload"),
     ],
 )
 def test_the_passthrough_may_not_set_what_g3n_owns(passthrough: dict[str, object], instead: str) -> None:
