@@ -59,7 +59,9 @@ class EngineConfig:
     precision: Literal["bf16", "fp32"] = "bf16"
     zero_stage: Literal[1, 2, 3] = 1
     clip_norm: float = 1.0
-    offload: bool = False  # master weights, moments and average in host memory, updated by the CPU: saves much, costs time
+    offload: bool = (
+        False  # master weights, moments and average in host memory, updated by the CPU: saves much, costs time
+    )
     recompute: bool = False  # activation checkpointing: less memory, a third more arithmetic
     compile: bool = False  # torch.compile of each transformer block
 
