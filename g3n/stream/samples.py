@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -76,6 +77,17 @@ def read_item(index: ShardIndex, shard: Shard, sample: Sample, visits: tuple[int
     return Item(pair, chosen[1].variables, key)
 
 
+def _stacked(values: Sequence[Tensor], pin: bool) -> Tensor:
+    """[B, ...] by numpy: it asks for large pages, and its copies start no threads that the training thread needs."""
+    shape = (len(values), *values[0].shape)
+    if pin:
+        out = torch.empty(shape, dtype=values[0].dtype, pin_memory=True)
+    else:
+        out = torch.from_numpy(np.empty(shape, values[0].numpy().dtype))
+    np.stack([value.numpy() for value in values], out=out.numpy())
+    return out
+
+
 def collate(items: Sequence[Item]) -> Batch:
     """Stack samples of one kind; tensors go straight into pinned memory where there is a GPU to feed."""
     pin = torch.cuda.is_available()
@@ -83,8 +95,7 @@ def collate(items: Sequence[Item]) -> Batch:
     for name, first in items[0].tensors.items():
         values = [item.tensors[name] for item in items]
         if isinstance(first, Tensor):
-            out = torch.empty((len(items), *first.shape), dtype=first.dtype, pin_memory=pin)
-            tensors[name] = torch.stack(values, out=out)  # type: ignore[arg-type]
+            tensors[name] = _stacked(values, pin)  # type: ignore[arg-type]
         else:
             tensors[name] = torch.tensor(values, dtype=torch.float32)
     return Batch(
