@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,12 @@ from g3n.stream.index import Sample, Shard, ShardIndex
 
 _MAX_HEADER_BYTES = 4096
 _SMALL_BYTES = 1 << 20
+_NPY_MAGIC = b"\x93NUMPY\x01\x00"
+_NPY_HEADER = re.compile(
+    re.escape(_NPY_MAGIC) + rb"(?P<size>..)\{'descr': '(?P<dtype>[<>|=]?[a-zA-Z]\d{0,3})', "
+    rb"'fortran_order': (?P<fortran>True|False), 'shape': \((?P<shape>[\d, ]{0,80})\), \} *\n",
+    re.DOTALL,
+)
 MAX_LATENT_NUMBERS = 1 << 20  # N * C of one visit; the published model has 38,400
 
 
@@ -90,8 +96,7 @@ def decode_array(
     """The C-ordered array in one zstd frame of a .npy file.
 
     ``shape`` is what it must have (None: any), ``largest`` bounds the bytes allocated before anything is decoded.
-    The header is parsed by numpy's own parser and only ``dtype`` is taken, so objects (pickles) never get anywhere.
-    Raises ValueError or zstandard.ZstdError.
+    Only ``dtype`` is taken, so objects (pickles) never get anywhere. Raises ValueError or zstandard.ZstdError.
     """
     limit = math.prod(largest) * dtype.itemsize + _MAX_HEADER_BYTES
     size = zstandard.frame_content_size(payload)
@@ -99,19 +104,29 @@ def decode_array(
     buffer = np.empty(size, np.uint8)
     with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(payload) as reader:
         _need(reader.readinto(buffer.data) == size, "zstd frame ends early")
-    header = io.BytesIO(buffer[:_MAX_HEADER_BYTES].tobytes())
-    try:
-        _need(np.lib.format.read_magic(header) == (1, 0), "not a version 1.0 .npy file")
-        found_shape, fortran, found = np.lib.format.read_array_header_1_0(header)
-    except Exception as error:  # on damaged bytes also tokenize's and the compiler's errors
-        raise ValueError(f"not a .npy header: {_reason(error)}") from error
+    found, fortran, found_shape, start = _npy_header(buffer[:_MAX_HEADER_BYTES].tobytes())
     _need(found == dtype, f"array of {found}, expected {dtype}")
     _need(not fortran, "array in Fortran order, expected C order")
     fits = len(found_shape) == len(shape) and all(n in (None, m) for n, m in zip(shape, found_shape, strict=True))
     _need(fits and min(found_shape) > 0, f"array of shape {found_shape}, expected {shape}")
-    start = header.tell()
     _need(size - start == math.prod(found_shape) * dtype.itemsize, f"{size - start} bytes for shape {found_shape}")
     return buffer[start:].view(dtype).reshape(found_shape)
+
+
+def _npy_header(content: bytes) -> tuple[np.dtype[Any], bool, tuple[int, ...], int]:
+    """(dtype, Fortran order, shape, bytes of the header) of a .npy file as numpy writes version 1.0.
+
+    Not by numpy, which calls ast.literal_eval: threads that do so at once get SystemError from Python 3.11.
+    """
+    found = _NPY_HEADER.match(content)
+    if found is None or found.end() != len(_NPY_MAGIC) + 2 + int.from_bytes(found["size"], "little"):
+        raise ValueError("not a .npy header of version 1.0")
+    try:
+        dtype = np.dtype(found["dtype"].decode())
+    except TypeError as error:
+        raise ValueError(f"not a .npy header: {_reason(error)}") from error
+    shape = tuple(int(n) for n in found["shape"].replace(b",", b" ").split())
+    return dtype, found["fortran"] == b"True", shape, found.end()
 
 
 _BAD = (ValueError, OverflowError, KeyError, TypeError, AttributeError, RecursionError, zstandard.ZstdError)

@@ -1,7 +1,10 @@
 """Batches for training and evaluation: V lanes in an order that needs no communication between ranks.
 
 Sample k of a run is the next one of lane k mod V and goes to rank k mod world. Its lane and position follow from k and the
-state a run started from, so any number of ranks and loader processes reads the same samples, and a checkpoint is V positions.
+state a run started from, so any number of ranks and threads reads the same samples, and a checkpoint is V positions.
+
+A rank reads by threads, not by processes: reading, checksums and zstd hold no interpreter lock, and what a process has read must be
+copied through shared memory (docs/log.md has the figures). Nothing is left behind by a job that is killed.
 """
 
 from __future__ import annotations
@@ -10,17 +13,13 @@ import atexit
 import itertools
 import logging
 import math
-import os
 import queue
-import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from multiprocessing.pool import ThreadPool
 from typing import Any
-
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from g3n.config import G3nError
 from g3n.stream import cursors
@@ -34,14 +33,14 @@ from g3n.stream.samples import Batch, Item, collate, read_item
 log = logging.getLogger(__name__)
 _GRACE = 100  # samples before the damaged share is judged
 _ATTEMPTS = 100  # samples tried in place of a damaged one
-READS_IN_FLIGHT = 8  # of each process, where shards are remote
+READS_IN_FLIGHT = 8  # of each rank, at least, where shards are remote
 
 
 @dataclass(frozen=True)
 class StreamConfig:
     shards: str | dict[str, float]  # folder or URL with index.json, or several with the weight of each
-    lanes: int = 8  # at most the number of training shards; a multiple of ranks x workers reads each shard in one place
-    workers: int = 0  # loader processes a rank; 0 reads in a thread
+    lanes: int = 8  # at most the number of training shards; a multiple of the ranks reads each shard on one of them
+    workers: int = 2  # threads of a rank that read and decode
     prefetch: int = 4  # micro-batches read ahead
     cache: str | None = None  # folder for blocks of remote shards; default ~/.cache/g3n
     cache_gib: float = CACHE_GIB  # at most so much there; the processes of a node share it
@@ -55,9 +54,9 @@ class StreamConfig:
             raise ValueError(f"shards {self.shards} must map a folder or URL to a weight above 0")
         if not self.cache_gib > 0:
             raise ValueError(f"cache_gib {self.cache_gib} must be > 0")
-        if self.lanes < 1 or self.workers < 0 or self.prefetch < 1 or not 0 <= self.max_damaged_share <= 1:
+        if min(self.lanes, self.workers, self.prefetch) < 1 or not 0 <= self.max_damaged_share <= 1:
             raise ValueError(
-                f"lanes {self.lanes} and prefetch {self.prefetch} must be >= 1, workers {self.workers} >= 0, "
+                f"lanes {self.lanes}, workers {self.workers} and prefetch {self.prefetch} must be >= 1, "
                 f"max_damaged_share {self.max_damaged_share} in [0, 1]"
             )
 
@@ -69,14 +68,14 @@ def check_kind(index: ShardIndex, kind: Kind) -> None:
         raise G3nError(f"shards '{index.url}' hold {index.kind}s, expected {needed}s; check data.shards")
 
 
-class _RankItems(IterableDataset[Item | G3nError]):
-    """This rank's items in order, without end; in a loader process, every n-th of them. An error comes as the last item."""
+class _RankItems:
+    """This rank's items in order, without end."""
 
     def __init__(
         self, index: ShardIndex, config: StreamConfig, kind: Kind, split: str, rank: int, world: int, seed: int,
         state: cursors.State,
     ) -> None:  # fmt: skip
-        self.index, self.kind = index, kind
+        self.index, self.kind, self.workers = index, kind, config.workers
         self.rank, self.world, self.seed, self.state = rank, world, seed, state
         lane_sources = share_lanes([source.weight for source in index.sources], config.lanes)
         units = [_units(index, source, split, kind, lane_sources.count(i)) for i, source in enumerate(index.sources)]
@@ -84,16 +83,11 @@ class _RankItems(IterableDataset[Item | G3nError]):
         counts = [[len(samples) for _, samples in of_source] for of_source in units]
         self.order = MixedOrder(counts, lane_sources, _source_seeds(index, seed))
 
-    def __iter__(self) -> Iterator[Item | G3nError]:
-        info = get_worker_info()
-        skip, step = (info.id, info.num_workers) if info else (0, 1)
+    def __iter__(self) -> Iterator[Item]:
         turn = first_turn(self.state["samples"], self.world, self.rank)
-        numbers = itertools.count(self.rank + (turn + skip) * self.world, step * self.world)
+        numbers = itertools.count(self.rank + turn * self.world, self.world)
         local = all(local_path(source.url) is not None for source in self.index.sources)
-        try:
-            yield from map(self._item, numbers) if local else _in_flight(self._item, numbers, READS_IN_FLIGHT)
-        except G3nError as error:
-            yield error
+        return _in_flight(self._item, numbers, self.workers if local else max(self.workers, READS_IN_FLIGHT))
 
     def _item(self, k: int) -> Item:
         """Sample ``k`` of the run, or another in its place where it is damaged."""
@@ -172,13 +166,13 @@ class TrainStream:
         self._read = 0
         self._named: set[str] = set()
         self._config, self._micro_batch = config, micro_batch
-        self._source = _open(items, config, micro_batch)
+        self._source = iter(items)
         self._queue: queue.Queue[Batch | BaseException] = queue.Queue(config.prefetch)
         self._end: BaseException | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._fill, name="g3n-stream", daemon=True)
         self._thread.start()
-        atexit.register(self.close)  # its processes heed no signal, so an interpreter that ends must not wait for them
+        atexit.register(self.close)  # threads that decode while the interpreter ends may crash it
 
     def _fill(self) -> None:
         try:
@@ -196,8 +190,6 @@ class TrainStream:
 
     def _next_item(self) -> Item:
         item = next(self._source)
-        if isinstance(item, G3nError):
-            raise item
         self._read += 1 + len(item.damaged)
         for name in item.damaged:
             self.damaged += 1
@@ -223,34 +215,12 @@ class TrainStream:
         raise self._end
 
     def close(self) -> None:
-        """Stop reading and end the loader processes; safe to call twice. There is no batch after it."""
+        """Stop reading and end the threads; safe to call twice. There is no batch after it."""
         self._stop.set()
         self._thread.join(timeout=10)
         self._source = iter(())
         self._end = self._end or StopIteration()
         atexit.unregister(self.close)
-
-
-def _open(items: _RankItems, config: StreamConfig, micro_batch: int) -> Iterator[Item | G3nError]:
-    if config.workers == 0:
-        return iter(items)
-    # Spawned, not forked from a server: a launcher that stops a job signals all processes, and the server would go first.
-    loader = DataLoader(
-        items,
-        batch_size=None,
-        num_workers=config.workers,
-        prefetch_factor=max(2, config.prefetch * micro_batch // config.workers),
-        multiprocessing_context="spawn",
-        worker_init_fn=_start_worker,
-    )
-    return iter(loader)
-
-
-def _start_worker(_worker: int) -> None:
-    """Only the rank decides when to stop: after SIGTERM or Ctrl-C it still needs the samples of its last step."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    atexit.register(os._exit, 0)  # threads of torch abort some of the processes that end the long way
 
 
 def eval_batches(

@@ -113,9 +113,9 @@ def test_weights_carried_over_wrongly_are_noticed(runs: Runs) -> None:
     assert "they were not carried over rightly" in launch.output
 
 
-def test_other_loader_workers_give_the_same_losses(runs: Runs) -> None:
+def test_another_number_of_workers_gives_the_same_losses(runs: Runs) -> None:
     runs.copy("straight", "workers", 10)
-    ranks.run(2, runs.words("workers", "data.workers=2"))
+    ranks.run(2, runs.words("workers", "data.workers=5"))
     assert runs.losses("workers") == runs.losses("straight")
 
 

@@ -93,11 +93,11 @@ def test_a_signal_to_the_launcher_writes_a_checkpoint_and_the_same_line_goes_on(
     assert 5 <= int((run / "latest").read_text().removeprefix("step_")) < 4000
 
 
-def test_sigterm_with_four_busy_workers_writes_a_checkpoint_and_going_on_changes_no_loss(runs: Runs) -> None:
-    words = runs.words("workers", "data.workers=2", "trainer.log_every=1")
+def test_sigterm_while_four_workers_read_writes_a_checkpoint_and_going_on_changes_no_loss(runs: Runs) -> None:
+    words = runs.words("workers", "data.workers=4", "trainer.log_every=1")
     launch = ranks.start(2, words, [{"kind": "slow", "calls": list(range(6, 40))}])
     launch.wait_for(runs.folder("workers") / "metrics.jsonl", 4)
-    for pid in launch.pids:  # as a launcher does: everything in the group, loaders too
+    for pid in launch.pids:  # as a launcher does: everything in the group
         os.killpg(pid, signal.SIGTERM)
     assert launch.wait() == [0, 0], launch.output[-3000:]
     assert "stopped by SIGTERM" in launch.text(0)

@@ -85,7 +85,7 @@ WRONG_ARRAYS = {
     "float32": (npy(np.zeros(shards.SHAPE, np.float32)), "array of float32, expected int16"),
     "big-endian": (npy(np.zeros(shards.SHAPE, ">i2")), "array of >i2, expected int16"),
     "pickle": (pickled(), "array of object, expected int16"),
-    "pickle in the place of .npy": (b"\x80\x04" + b"x" * 200, "magic string is not correct"),
+    "pickle in the place of .npy": (b"\x80\x04" + b"x" * 200, "not a .npy header of version 1.0"),
     "another shape": (npy(np.zeros((6, 4, 8), INT16)), "array of shape (6, 4, 8), expected (4, 6, 8)"),
     "another rank": (npy(np.zeros((4, 48), INT16)), "array of shape (4, 48)"),
     "Fortran order": (npy(np.asfortranarray(ZEROS)), "Fortran order"),
