@@ -35,7 +35,7 @@ KEYS = {
     "attention": ("backend", "pass", "dtype", "B", "T", "H", "K", "flush"),
     "tune": ("op", "pass", "dtype", "B", "T", "D", "option", "candidate"),
     "data": ("part", "case", "what", "unit"),
-    "stream": ("kind", "workers", "batch"),
+    "stream": ("kind", "reader", "format", "workers", "cache", "batch"),
     "checkpoint": ("parameters", "precision"),
     "recovery": ("config", "save_every"),
 }
@@ -267,6 +267,21 @@ def table(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> list[str]:
     return [f"| {' | '.join(head)} |", f"|{rule}|", *(f"| {' | '.join(line)} |" for line in cells), ""]
 
 
+def stream_section(name: str, rows: Sequence[Row]) -> list[str]:
+    """A line a reader, a column a case: volumes a second, and how many times as fast g3n is in the same run."""
+    cases = list(dict.fromkeys((r["workers"], r["cache"]) for r in rows))
+    readers: dict[tuple[str, ...], dict[tuple[str, str], Row]] = {}
+    for r in rows:
+        readers.setdefault((r["reader"], r["reader_version"], r["format"]), {})[r["workers"], r["cache"]] = r
+    values = []
+    for (reader, release, kind), found in readers.items():
+        cells = [f"{r['samples_per_second']} ({r['g3n_ratio']})" if (r := found.get(case)) else "" for case in cases]
+        values.append((f"{reader} {release}, {kind}", *cells, max(r["date"] for r in found.values())))
+    head = ("reader", *(f"{w if 'core' in w else w + ' workers'}, {c}" for w, c in cases), "day")
+    words = "Volumes a second; in parentheses how many times as fast g3n is. Workers are threads of g3n, processes of the others."
+    return [f"### Stream on {name}", "", *prose(words), *table(head, values)]
+
+
 def number(text: str | None, digits: int = 3, factor: float = 1.0) -> str:
     return f"{factor * float(text):.{digits}f}" if text else ""
 
@@ -481,8 +496,7 @@ def other_sections(machine: Machine) -> list[str]:
             *table(("part", "case", "what", "value", "unit", "day"), values),
         ]
     if rows := machine.rows("stream"):
-        values = [(r["kind"], r["workers"], r["batch"], r["samples_per_second"], r["date"]) for r in rows]
-        lines += [f"### Stream on {machine.name}", "", *table(("kind", "workers", "batch", "samples/s", "day"), values)]
+        lines += stream_section(machine.name, rows)
     for name, what in (("checkpoint", "Checkpoints"), ("recovery", "Recovery from a kill")):
         if rows := machine.rows(name):
             columns = [c for c in rows[-1] if c not in PROVENANCE]

@@ -3,12 +3,13 @@
 ``python -m benchmarks.stream [--shards runs/demo/shards]``. Without ``--shards`` the volumes are made: 160x192x160 int16 that
 compress like scans. Everybody hands over shuffled batches of int16 tensors; g3n alone checks each sample's checksums.
 Formats: raw is the reader's default without compression, zstd has level 1. A cold run reads files that the page cache was told
-to forget, each once; a warm one files that were read just before. "1 core" pins the process to one.
+to forget, each once; a warm one files that were read just before. Workers are threads of g3n, processes of the others; "1 core"
+pins a process without workers to one core.
 
 The others are optional. They ask for more than they use, and for another torch, so install them over an environment of g3n by
   pip install --no-deps mosaicml-streaming==0.13.0 litdata==0.2.76 'transformers<5' 'huggingface_hub<1' 'tokenizers<0.23' \\
-    'torchvision<0.29' lightning-utilities Brotli catalogue cramjam python-snappy regex zstd
-with the torchvision that belongs to your torch (0.28 to 2.13). What is missing is reported as missing.
+    lightning-utilities Brotli catalogue cramjam python-snappy regex zstd
+MosaicML Streaming wants the torchvision of your torch too, for image datasets alone. What is missing is reported as missing.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def volumes(index: ShardIndex) -> Iterator[np.ndarray]:
 def g3n_read(folder: Path, workers: int, batch: int) -> Batches:
     index = load_index(str(folder))
     lanes = min(8, len(index.shards("train")))
-    return TrainStream(index, StreamConfig(index.url, lanes, workers), "volume", batch, 0, 1, 0)
+    return TrainStream(index, StreamConfig(index.url, lanes, max(workers, 1)), "volume", batch, 0, 1, 0)
 
 
 def webdataset_write(index: ShardIndex, folder: Path, compressed: bool) -> None:
