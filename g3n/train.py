@@ -16,10 +16,16 @@ from typing import Any
 if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the launcher puts g3n/ itself on the path
 
-from g3n import ops
+import torch
+from rich.console import Console
+
+from g3n import flops, memory_plan, ops
 from g3n.config import G3nError, build, did_you_mean, read_yaml, write_yaml
+from g3n.engine.deepspeed import deepspeed_config
 from g3n.engine.launchers import announced_world
 from g3n.engine.trainer import Config, check, train
+from g3n.stream.index import ShardIndex
+from g3n.stream.lanes import eval_batches
 from g3n.stream.sources import open_shards
 from g3n.tasks import TASKS
 
@@ -58,7 +64,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="auto (default): go on from the newest intact checkpoint; never: refuse a folder that has one",
     )
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
-    parser.add_argument("--dry-run", action="store_true", help="check config, inputs and sizes, train nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check config and inputs, predict memory and arithmetic, train nothing"
+    )
+    parser.add_argument(
+        "--gpus", metavar="16x80", help="with --dry-run: so many GPUs of so many GiB, instead of this machine's"
+    )
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # given by DeepSpeed's launcher
     return parser.parse_intermixed_args(argv)
 
@@ -71,12 +82,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.print_config:
             print(write_yaml(config), end="")
             return 0
-        check(config, announced_world())
+        gpus = planned_gpus(args.gpus)
+        check(config, gpus.count)
         check_environment()
         index = open_shards(config.data)
         task: Any = TASKS[config.task](config.model, index)
         if args.dry_run:
-            return _describe(config, task)
+            describe(config, task, index, gpus)
+            return 0
     except G3nError as error:
         if os.environ.get("RANK", "0") == "0":  # every rank finds the same mistake; one line says it
             print(f"error: {error}", file=sys.stderr)
@@ -94,10 +107,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         distributed.stop()
 
 
-def _describe(config: Config, task: Any) -> int:
-    parameters = sum(p.numel() for p in task.build().parameters())
-    print(f"task {config.task}, run '{config.folder}', {parameters / 1e6:.2f} M trained parameters, inputs are right")
-    return 0
+def planned_gpus(text: str | None) -> memory_plan.GPUs:
+    """``--gpus``, or the ranks that a launcher announced with this machine's GPU. Raises G3nError."""
+    if text is not None:
+        return memory_plan.GPUs.parse(text)
+    gib = torch.cuda.get_device_properties(0).total_memory / memory_plan.GIB if torch.cuda.is_available() else None
+    return memory_plan.GPUs(announced_world(), gib)
+
+
+def describe(config: Config, task: Any, index: ShardIndex, gpus: memory_plan.GPUs) -> None:
+    """Print what a run will do and need, from one sample of its data."""
+    settings = config.trainer
+    module = task.build()
+    split = next(name for name, shards in index.splits.items() if any(shard.samples for shard in shards))
+    batch = next(eval_batches(index, config.data, task.kind, split, 1, 0, 1, config.seed))
+    tree = deepspeed_config(settings, config.optim, gpus.count, config.deepspeed)
+    planner = memory_plan.Planner(task, module, batch, gpus, int(tree["zero_optimization"]["reduce_bucket_size"]))
+    samples = sum(len(shard.samples) for shard in index.splits["train"])
+    seen = settings.steps * settings.global_batch
+    work = flops.flops_a_sample(flops.twin(task, module), batch)
+    hours = seen * work / (0.4 * 989.5e12) / 3600
+    print(f"task {config.task}, run '{config.folder}': inputs are right")
+    print(f"{planner.parameters / 1e6:.2f} M trained parameters, {work / 1e9:.3g} GFLOP a sample, forward and backward")
+    print(
+        f"{settings.steps} steps of {settings.global_batch} = {seen / max(samples, 1):.3g} times the {samples} {task.unit} "
+        f"of the training shards; {hours:.3g} hours of an H100 at an assumed 40 % of its peak"
+    )
+    console = Console()
+    for table in memory_plan.tables(planner, settings):
+        console.print(table)
+    if gpus.gib is not None and (largest := planner.largest_micro_batch(settings)):
+        print(f"trainer.micro_batch up to {largest} fits; trainer.global_batch stays, so the losses do too")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ def inject(fault: Mapping[str, Any]) -> None:
         _writes(kind, fault)
     elif kind == "save again":
         _save_at_once()
+    elif kind == "live bytes":
+        _count_bytes()
     elif kind == "load wrong":
         _spoil_what_is_loaded(fault["parameter"])
     else:
@@ -109,3 +111,26 @@ def _spoil_what_is_loaded(parameter: str) -> None:
         return loaded
 
     checkpoint.load = load
+
+
+def _count_bytes() -> None:
+    """No fault: the most bytes of tensors alive during the third step go to ``live-bytes-rank<r>`` in the run folder."""
+    import g3n.train
+    from g3n.engine.trainer import Trainer
+    from g3n.memory_plan import LiveBytes
+
+    counted, whole, step = LiveBytes(meta=False), g3n.train.train, Trainer._train_step
+
+    def train(*args: Any) -> int:
+        with counted:
+            return whole(*args)
+
+    def _train_step(self: Trainer) -> bool:
+        counted.peak = counted.live  # building a model and the first states is done with
+        moved = step(self)
+        if self.step == 3:
+            (self.config.folder / f"live-bytes-rank{self.ranks.rank}").write_text(str(counted.peak))
+        return moved
+
+    g3n.train.train = train
+    Trainer._train_step = _train_step  # type: ignore[method-assign]
