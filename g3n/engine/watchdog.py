@@ -61,4 +61,6 @@ class Watchdog:
         except Exception as error:  # a full disk must not keep a dead process alive
             print(f"[rank {self._rank}] stacks could not be written: {error}", file=sys.stderr, flush=True)
         finally:
+            # Its connections close with it, and the others would end by that before they have left their stacks.
+            time.sleep(min(5.0, self._seconds / 2))
             os._exit(EXIT_CODE)
