@@ -123,7 +123,10 @@ def halves(subjects: Sequence[Any], n: int, draws: int, seed: int) -> Iterator[t
 def real_to_real(
     real_ND: np.ndarray, subjects: Sequence[Any], n: int, distances: Distances, draws: int = DRAWS, seed: int = 0
 ) -> dict[str, Interval]:
-    """The floor: ``distances`` of n real vectors to n of other people. Mean and middle 95 % over ``draws`` of ``halves``."""
+    """The floor: ``distances`` of n real vectors to n of other people, mean and middle 95 % over ``draws`` of ``halves``.
+
+    The spread over halves is about that of the figure of all vectors (the jackknife that deletes half; Shao and Wu 1989).
+    """
     found = [distances(real_ND[a], real_ND[b]) for a, b in halves(subjects, n, draws, seed)]
     return _over_draws(found, n, subjects)
 
@@ -137,17 +140,20 @@ def made_to_real(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """``distances`` of the n real vectors ``real_to_real`` starts from to n of ``made``, drawn without replacement.
+    """What ``real_to_real`` gives, with generated vectors in place of the second half.
 
-    With n up to half of either set, the spread over draws is about that of the figure itself (halves are the jackknife
-    that deletes half; Shao and Wu 1989). With all of ``made`` in each draw it leaves out the chance of generating.
+    Vector i of ``made`` is generated under the conditions of real vector i mod N, for M >= N. So each draw compares the same n real
+    vectors with n generated ones under the conditions of the same other people, and a perfect generator is at the floor.
+    Of several vectors of one condition a draw takes one at random. Raises ValueError for fewer generated than real vectors.
     """
-    if n > len(made_MD):
-        raise ValueError(f"{len(made_MD)} generated vectors have no {n}")
+    N, M = len(real_ND), len(made_MD)
+    if M < N:
+        raise ValueError(f"{M} generated vectors have not each of the conditions of {N} real ones")
     found = []
-    for draw, (a, _) in enumerate(halves(subjects, n, draws, seed)):
-        chosen = np.random.default_rng([seed, draw, 1]).permutation(len(made_MD))[:n]
-        found.append(distances(real_ND[a], made_MD[chosen]))
+    for draw, (a, b) in enumerate(halves(subjects, n, draws, seed)):
+        of_condition = (M - 1 - b) // N + 1
+        turn = np.random.default_rng([seed, draw, 1]).integers(of_condition)
+        found.append(distances(real_ND[a], made_MD[b + N * turn]))
     return _over_draws(found, n, subjects)
 
 

@@ -10,10 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from g3n.evaluate.intervals import LEVEL, Interval, mean
+
+_LOG_WIDTH = 140  # of a table that goes to a file
 
 
 def write_json(path: Path, tree: Any) -> None:
@@ -90,14 +94,16 @@ def intervals_by(
 
 def print_intervals(title: str, groups: Mapping[str, Mapping[str, Interval]]) -> None:
     """A table with one line a group, and how many rows of how many subjects each rests on."""
-    table = Table(title=f"{title}, {LEVEL:.0%} intervals", title_justify="left")
+    table = Table(title=f"{title}, {LEVEL:.0%} intervals", title_justify="left", box=box.SIMPLE)
     columns = list(next(iter(groups.values())))
     table.add_column("")
     table.add_column("n (subjects)", justify="right")
     for column in columns:
-        table.add_column(column.replace("_", " "), justify="right")
+        table.add_column(column.replace("_", " "), justify="right", overflow="fold")
     for name, row in groups.items():
         first = row[columns[0]]
-        figures = (str(row[c]).replace(" [", "\n\\[") for c in columns)  # the backslash keeps rich from reading markup
-        table.add_row(name, f"{first.n} ({first.subjects})", *figures)
-    Console().print(table)
+        table.add_row(
+            name, f"{first.n} ({first.subjects})", *(escape(str(row[c]).replace(" [", "\n[")) for c in columns)
+        )
+    console = Console()
+    console.print(table) if console.is_terminal else Console(width=_LOG_WIDTH).print(table)

@@ -133,7 +133,7 @@ def test_the_floor_is_higher_where_scans_of_one_person_may_not_meet() -> None:
 
 def test_a_perfect_generator_is_at_the_floor_and_a_bad_one_is_not() -> None:
     rng = np.random.default_rng(0)
-    real, good, bad = rng.normal(size=(120, 8)), rng.normal(size=(100, 8)), 0.5 * rng.normal(size=(100, 8)) + 0.5
+    real, good, bad = rng.normal(size=(120, 8)), rng.normal(size=(120, 8)), 0.5 * rng.normal(size=(120, 8)) + 0.5
     floor = d.real_to_real(real, range(120), 50, d.all_distances)
     ours = d.made_to_real(real, range(120), good, 50, d.all_distances)
     for name in floor:
@@ -142,6 +142,19 @@ def test_a_perfect_generator_is_at_the_floor_and_a_bad_one_is_not() -> None:
     for name in ("frechet", "kernel"):
         assert worse[name].low > floor[name].high
     assert worse["recall"].high < floor["recall"].low
+
+
+def test_generated_vectors_have_the_conditions_of_other_people() -> None:
+    """Each real vector again, twice and a bit: exactly the floor, also where people have several scans each."""
+    rng = np.random.default_rng(0)
+    people = np.repeat(np.arange(20), [1, 2, 3, 4] * 5)
+    real = rng.normal(size=(20, 6))[people] + 0.3 * rng.normal(size=(50, 6))
+    floor = d.real_to_real(real, people, 20, d.all_distances)
+    assert d.made_to_real(real, people, np.concatenate([real, real, real[:7]]), 20, d.all_distances) == floor
+    worse = d.made_to_real(real, people, np.concatenate([real, real + 1, real[:7]]), 20, d.all_distances)
+    assert worse["frechet"].value > floor["frechet"].value + 0.5  # all of them are used
+    with pytest.raises(ValueError, match="49 generated vectors"):
+        d.made_to_real(real, people, real[:49], 20, d.all_distances)
 
 
 def test_frechet_is_biased_by_size_and_kernel_is_not() -> None:

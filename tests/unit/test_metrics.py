@@ -114,6 +114,10 @@ def test_high_frequency_error_is_of_the_brain() -> None:
     found = metrics.high_frequency_error(made, target).tolist()
     assert found[0] == pytest.approx(1, rel=1e-5)
     assert math.isnan(found[1])  # an empty target
+    hollow = target[:1].clone()
+    hollow[:, 5:9, 5:9, 5:9] = 0
+    filled = torch.where(hollow == 0, 7.0, hollow)
+    assert metrics.high_frequency_error(filled, hollow).item() == 0
 
 
 def test_dice_is_monais() -> None:
