@@ -164,13 +164,42 @@ def reconstruction(
     batch: Batch = 8,
     device: Device = None,
 ) -> None:
-    """PSNR, its gain over the mean volume, SSIM and MAE of volumes through the tokenizer, by modality and cohort.
+    """What volumes keep through the tokenizer, with intervals over subjects, by modality and cohort.
+
+    PSNR, its gain over the mean volume, SSIM, MS-SSIM, MAE, error of the fine detail, Dice of the brain.
 
     Example: `g3n evaluate reconstruction --run runs/demo/decoder --shards runs/demo/shards --output out/reconstruction`
     """
     from g3n.evaluate.reconstruction import evaluate_reconstruction
 
     evaluate_reconstruction(str(run), shards, output, split, batch, device)
+
+
+@evaluate_app.command()
+def distances(
+    run: Annotated[Path, typer.Option(help="Run folder of the dit task.")],
+    latents: Annotated[str, typer.Option(help="The latent shards it was trained on.")],
+    output: Output,
+    count: Annotated[int, typer.Option(min=8, help="Volumes to generate, and to read at most.")] = 256,
+    split: Annotated[str, typer.Option(help="train, val or test: real volumes, and variables to generate by.")] = "val",
+    seed: Seed = 0,
+    steps: Steps = 25,
+    guidance: Guidance = 1.0,
+    sampler: SamplerOption = SamplerName.HEUN,
+    batch: Batch = 8,
+    device: Device = None,
+) -> None:
+    """How far the generated distribution is from the real one: Fréchet and kernel distance, precision, recall, diversity.
+
+    Each beside what two sets of real volumes of different people are apart at the same size, which is not 0.
+
+    Example: `g3n evaluate distances --run runs/demo/dit --latents runs/demo/latents --output out/distances --count 64`
+    """
+    from g3n.evaluate.distances import evaluate_distances
+    from g3n.generate import open_generator
+
+    generator = open_generator(run, device)
+    evaluate_distances(generator, latents, output, count, split, seed, steps, guidance, sampler.value, batch)
 
 
 @evaluate_app.command()

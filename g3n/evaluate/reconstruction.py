@@ -12,13 +12,13 @@ from torch import Tensor
 from g3n.config import G3nError
 from g3n.evaluate import metrics
 from g3n.evaluate.montage import write_montage
-from g3n.evaluate.report import means, means_by, print_means, write_csv, write_json
+from g3n.evaluate.report import intervals, intervals_by, means, means_by, print_intervals, write_csv, write_json
 from g3n.latent import LatentSpace, normalize, pick_device
 from g3n.meters import progress_bar
 from g3n.stream.index import ShardIndex, load_index
 from g3n.stream.lanes import eval_batches
 
-COLUMNS = ("psnr_db", "psnr_gain_db", "ssim", "mae")
+COLUMNS = ("psnr_db", "psnr_gain_db", "ssim", "ms_ssim", "mae", "high_frequency_error", "dice")
 SHOWN = 4
 
 
@@ -43,7 +43,8 @@ def evaluate_reconstruction(
     """Write ``metrics.json``, ``volumes.csv`` and ``reconstruction.png`` to ``output`` and return the metrics.
 
     PSNR and MAE count each target's brain voxels (z-scores), SSIM the whole volume; ``psnr_gain_db`` is PSNR above that of
-    the train split's mean volume, averaged over volumes. Raises G3nError for shards other than the run's.
+    the train split's mean volume, averaged over volumes. ``intervals`` beside the means are of a bootstrap over subjects.
+    Raises G3nError for shards other than the run's.
     """
     where = pick_device(device)
     space = LatentSpace.open(run, device=where)
@@ -67,7 +68,10 @@ def evaluate_reconstruction(
                 "psnr_db": psnr,
                 "psnr_gain_db": psnr - metrics.psnr_db(mean.expand_as(target), target),
                 "ssim": metrics.ssim(made, target),
+                "ms_ssim": metrics.ms_ssim(made, target),
                 "mae": metrics.brain_mae(made, target),
+                "high_frequency_error": metrics.high_frequency_error(made, target),
+                "dice": metrics.brain_dice(made, target),
             }
             for i in range(len(b)):
                 if b.weights[i] == 0:
@@ -78,14 +82,19 @@ def evaluate_reconstruction(
             progress.advance(bar, int((b.weights > 0).sum()))
     if not rows:
         raise G3nError(f"shards '{shards}' have no volumes in split '{split}'")
-    by_modality = means_by(rows, "modality", COLUMNS)
+    overall = intervals(rows, COLUMNS)
+    groups = {name: intervals_by(rows, name, COLUMNS) for name in ("modality", "cohort")}
     result = {
         "run": str(run),
         "split": split,
         "volumes": len(rows),
+        "subjects": overall["psnr_db"].subjects,
         **means(rows, COLUMNS),
-        "by_modality": by_modality,
+        "by_modality": means_by(rows, "modality", COLUMNS),
         "by_cohort": means_by(rows, "cohort", COLUMNS),
+        "intervals": {"all": overall, "by_modality": groups["modality"], "by_cohort": groups["cohort"]},
+        "ms_ssim_scales": metrics.ms_ssim_scales(index.grid.shape),
+        "high_frequency_above_per_mm": metrics.HIGH_FREQUENCY / (2 * max(index.grid.spacing_mm)),
     }
     write_csv(output / "volumes.csv", rows)
     columns = []
@@ -93,8 +102,6 @@ def evaluate_reconstruction(
         columns += [(f"{modality}", target_XYZ.numpy()), ("reconstructed", made_XYZ.numpy())]
     write_montage(output / "reconstruction.png", columns)
     write_json(output / "metrics.json", result)
-    print_means(
-        f"reconstruction of {len(rows)} {split} volumes",
-        {**by_modality, "all": {"n": len(rows), **means(rows, COLUMNS)}},
-    )
+    lines = {f"{name} {value}": row for name, group in groups.items() for value, row in group.items()}
+    print_intervals(f"reconstruction of {len(rows)} {split} volumes", {**lines, "all": overall})
     return result

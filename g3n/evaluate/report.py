@@ -5,16 +5,23 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
+from g3n.evaluate.intervals import LEVEL, Interval, mean
+
+_LOG_WIDTH = 140  # of a table that goes to a file
 
 
 def write_json(path: Path, tree: Any) -> None:
-    """Atomic; not-a-number becomes null."""
+    """Atomic; not-a-number becomes null, an ``Interval`` an object with its fields."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     part.write_text(json.dumps(_finite(tree), indent=1) + "\n")
@@ -22,6 +29,8 @@ def write_json(path: Path, tree: Any) -> None:
 
 
 def _finite(value: Any) -> Any:
+    if isinstance(value, Interval):
+        value = asdict(value)
     if isinstance(value, Mapping):
         return {str(k): _finite(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -62,3 +71,39 @@ def print_means(title: str, groups: Mapping[str, Mapping[str, float]]) -> None:
     for name, row in groups.items():
         table.add_row(name, *(f"{row[c]:d}" if isinstance(row[c], int) else f"{row[c]:.3f}" for c in columns))
     Console().print(table)
+
+
+def subject_of(key: str) -> str:
+    """``sub-<hash>`` of a sample's key."""
+    return key.split("_")[0]
+
+
+def intervals(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> dict[str, Interval]:
+    """The mean of each column with its bootstrap interval over subjects; rows hold the sample's ``key``."""
+    subjects = [subject_of(row["key"]) for row in rows]
+    return {c: mean([row[c] for row in rows], subjects) for c in columns}
+
+
+def intervals_by(
+    rows: Sequence[Mapping[str, Any]], group: str, columns: Sequence[str]
+) -> dict[str, dict[str, Interval]]:
+    """``intervals`` for each value of ``group``."""
+    values = sorted({str(row[group]) for row in rows})
+    return {v: intervals([row for row in rows if str(row[group]) == v], columns) for v in values}
+
+
+def print_intervals(title: str, groups: Mapping[str, Mapping[str, Interval]]) -> None:
+    """A table with one line a group, and how many rows of how many subjects each rests on."""
+    table = Table(title=f"{title}, {LEVEL:.0%} intervals", title_justify="left", box=box.SIMPLE)
+    columns = list(next(iter(groups.values())))
+    table.add_column("")
+    table.add_column("n (subjects)", justify="right")
+    for column in columns:
+        table.add_column(column.replace("_", " "), justify="right", overflow="fold")
+    for name, row in groups.items():
+        first = row[columns[0]]
+        table.add_row(
+            name, f"{first.n} ({first.subjects})", *(escape(str(row[c]).replace(" [", "\n[")) for c in columns)
+        )
+    console = Console()
+    console.print(table) if console.is_terminal else Console(width=_LOG_WIDTH).print(table)
