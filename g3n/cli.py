@@ -257,6 +257,27 @@ def forecasting(
 
 
 @app.command()
+def report(
+    run: Annotated[Path, typer.Option(help="Run folder of the dit task.")],
+    output: Annotated[Path, typer.Option(help="Folder of the report; the same command goes on where it stopped.")],
+    forecaster: Annotated[Path | None, typer.Option(help="Run folder of the forecast task.")] = None,
+    count: Annotated[int, typer.Option(min=8, help="Generated volumes of distances and audit.")] = 256,
+    seed: Seed = 0,
+) -> None:
+    """Every evaluation of a run on one page: reconstruction, obedience, distances, forecasts, privacy.
+
+    Tokenizer and shards are found through the run's config. Writes `index.html`, which needs no other file, `report.json` and a folder
+    for each part, and logs figures and page to the run's MLflow.
+
+    Example: `g3n report --run runs/demo/dit --forecaster runs/demo/forecast --output out/report`
+    """
+    from g3n.report import write_report
+
+    page = write_report(lambda words: app(list(words), standalone_mode=False), run, forecaster, output, count, seed)
+    typer.echo(f"report: {page}")
+
+
+@app.command()
 def doctor() -> None:
     """What this machine has (GPU, kernels, attention backends, versions), what g3n will use of it, and why."""
     from g3n.doctor import report

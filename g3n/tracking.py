@@ -88,6 +88,16 @@ class Tracker:
             self._mlflow.close("FINISHED" if finished else "KILLED")
 
 
+def log_evaluation(
+    run: Path, config: TrackingConfig, run_id: str, step: int, values: Mapping[str, float], page: Path
+) -> None:
+    """Add the figures of an evaluation and its page to the MLflow run of a training; a server that is away costs a warning."""
+    mlflow = _MLflow(run, config, {}, run_id)
+    mlflow.metrics(step, values)
+    mlflow.artifact(page, "report")
+    mlflow.close("FINISHED")
+
+
 class _MLflow:
     """One thread that owns the MLflow client; ``run_id`` is known soon after the start, or never."""
 
