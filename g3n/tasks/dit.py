@@ -35,13 +35,9 @@ class DiTTaskConfig:
     drop_all: float = 0.1  # probability to null all of them (classifier-free guidance)
     time_law: Literal["uniform", "logit_normal"] = "uniform"  # of t in training, see training_times
     time_power: float = 1.0  # t = u^time_power, u uniform; above 1 trains more near the noise, where variables decide
-    time_mean: float = (
-        0.0  # of logit(t) if logit_normal; below 0 trains more near the noise (Esser's m with the sign turned)
-    )
+    time_mean: float = 0.0  # of logit(t) under logit_normal; below 0 trains more near the noise
     time_std: float = 1.0
-    time_shift: float | Literal["auto"] = (
-        1.0  # above 1 moves t of training and of sampling to the noise (g3n.flow.shifted)
-    )
+    time_shift: float | Literal["auto"] = 1.0  # above 1: t of training and sampling nearer the noise, see flow.shifted
     channel_weights: Literal["none", "variance"] = "none"  # variance: the loss of raw latents, see velocity_errors
 
     def __post_init__(self) -> None:
@@ -66,11 +62,9 @@ class DiTTaskConfig:
         its own, and takes the 4096 from Esser 2024 (arXiv 2403.03206): 3.06 for 1200 x 32, 1.08 for 150 x 32. It is a rule
         of thumb from images, not measured on brains.
         """
-        return (
-            math.sqrt(math.prod(self.net.tokens) * self.net.channels / BASE_NUMBERS)
-            if self.time_shift == "auto"
-            else self.time_shift
-        )
+        if self.time_shift != "auto":
+            return self.time_shift
+        return math.sqrt(math.prod(self.net.tokens) * self.net.channels / BASE_NUMBERS)
 
 
 @dataclass(frozen=True)
@@ -97,8 +91,8 @@ def draw(seeds_B: Tensor, n_variables: int, shape: tuple[int, int], each: float,
 def training_times(config: DiTTaskConfig, u_B: Tensor) -> Tensor:
     """Times t in [0, 1] of training samples, float32 [B], from uniform numbers ``u_B``, each from its own sample's seed.
 
-    uniform: u^time_power. logit_normal (Esser 2024, arXiv 2403.03206): logit(t) is normal with ``time_mean`` and
-    ``time_std``, by the inverse of the normal distribution at u. Both are then shifted.
+    uniform: u^time_power. logit_normal (Esser 2024, arXiv 2403.03206): logit(t) is normal with ``time_mean`` (Esser's m
+    with its sign turned, as t is) and ``time_std``, by the inverse of the normal distribution at u. Both are then shifted.
     """
     if config.time_law == "logit_normal":
         t_B = torch.sigmoid(config.time_mean + config.time_std * torch.special.ndtri(u_B))
