@@ -13,9 +13,11 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
+from g3n import flops
 from g3n.config import G3nError, build
+from g3n.engine.compiled import compile_blocks
 from g3n.models.conditioning import Variable, VariableSet
-from g3n.models.dit import DiTConfig
+from g3n.models.dit import DiT, DiTConfig
 from g3n.stream.samples import Batch
 from g3n.tasks.dit import DiTTask, DiTTaskConfig, draw, training_times, velocity_errors
 from g3n.tasks.forecast import ForecastTask, ForecastTaskConfig
@@ -187,3 +189,120 @@ def test_times_and_errors_of_a_sample_depend_on_its_seed_and_not_on_its_batch(ki
         assert torch.allclose(one.t_B[0], guess.t_B[i], rtol=1e-6)
         assert torch.allclose(alone[0], together[i], rtol=1e-6)
     assert len(set(guess.t_B.tolist())) == 3
+
+
+WIDE = dataclasses.replace(NET, tokens=(2, 2, 2), depth=2, head_depth=2, head_width=24)
+
+
+def lively(net: DiT) -> DiT:
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return net
+
+
+def inputs(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Two samples of 8 tokens; the second knows its age, the first nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    variables = torch.tensor([[torch.nan, torch.nan], [40.0, torch.nan]])
+    return torch.randn(2, 8, 3, generator=generator), torch.tensor([0.2, 0.7]), variables
+
+
+def test_without_a_head_names_and_first_weights_are_those_of_before() -> None:
+    """Two numbers of the same net at the commit before the head came."""
+    torch.manual_seed(0)
+    net = DiT(dataclasses.replace(NET, variables={"age_years": Variable(low=0, high=110)}))
+    assert not any("head" in name for name in net.state_dict())
+    assert [name for name in net.state_dict() if "predict" in name] == ["predict.weight", "predict.bias"]
+    assert float(net.place.weight.detach()[0, 0]) == pytest.approx(-0.3854124546, abs=1e-6)
+    assert float(net.state_dict()["blocks.0.attention.qkv.weight"][0, 0]) == pytest.approx(0.2211695910, abs=1e-6)
+
+
+def test_parameters_of_a_wide_head_by_hand() -> None:
+    """Head of 24: heads of 6 as in the trunk, so 4; MLP of 48; the trunk's own prediction is gone."""
+    with torch.device("meta"):
+        wide, plain = DiT(WIDE, source_channels=3), DiT(dataclasses.replace(WIDE, head_depth=0, head_width=0), 3)
+    assert wide.head is not None
+    first: Any = wide.head.blocks[0]
+    assert (first.attention.heads, first.mlp.up.out_features) == (4, 48)
+    block = (24 + 1) * 72 + (24 + 1) * 24 + (24 + 1) * 48 + (48 + 1) * 24 + (24 + 1) * 144 + 2 * 6
+    head = (6 + 1) * 24 + (12 + 1) * 24 + 2 * block + (24 + 1) * 48 + (24 + 1) * 3
+    count = [sum(p.numel() for p in net.parameters()) for net in (wide, plain)]
+    assert count[0] - count[1] == head - (12 + 1) * 3
+
+
+def test_a_fresh_wide_head_predicts_nothing_and_learns() -> None:
+    """adaLN-Zero: the first velocity is 0, and a step of the loss moves the last layer."""
+    torch.manual_seed(0)
+    net = DiT(WIDE)
+    out = net(*inputs())
+    assert out.shape == (2, 8, 3)
+    assert bool((out == 0).all())
+    (out - 1).square().mean().backward()
+    assert net.head is not None
+    assert float(net.head.predict.bias.grad.abs().min()) > 0  # type: ignore[union-attr]
+
+
+def test_every_weight_of_trunk_and_head_acts() -> None:
+    torch.manual_seed(0)
+    net = lively(DiT(WIDE))
+    net(*inputs()).square().sum().backward()
+    idle = [name for name, p in net.named_parameters() if p.grad is None or not bool(p.grad.abs().sum() > 0)]
+    assert all("elapsed_years.project" in name or "elapsed_years.norm" in name for name in idle)  # null in both samples
+    assert len(idle) == 6
+
+
+def test_the_head_is_conditioned_token_by_token() -> None:
+    """With the head's attention and its own reading of the latents cut, only what the trunk says of a token moves the token."""
+    torch.manual_seed(0)
+    net = lively(DiT(WIDE))
+    head: Any = net.head
+    for block in head.blocks:
+        nn.init.zeros_(block.attention.out.weight)
+    trunk = torch.randn(1, 8, 12)
+    other = trunk.clone()
+    other[0, 3] += 1.0
+    x = torch.randn(1, 8, 3)
+    moved = (head(x, other) - head(x, trunk)).abs().sum(dim=-1)[0] > 1e-4
+    assert moved.tolist() == [i == 3 for i in range(8)]
+
+
+def test_recomputation_and_flops_and_compilation_know_the_head() -> None:
+    torch.manual_seed(0)
+    net = lively(DiT(WIDE))
+    plain = torch.autograd.grad(net(*inputs()).square().sum(), list(net.parameters()), allow_unused=True)
+    for module in net.modules():
+        if hasattr(module, "recompute"):
+            setattr(module, "recompute", True)  # noqa: B010
+    again = torch.autograd.grad(net(*inputs()).square().sum(), list(net.parameters()), allow_unused=True)
+    assert all(torch.allclose(a, b, rtol=1e-5) for a, b in zip(plain, again, strict=True) if a is not None)
+    assert compile_blocks(net) == 4
+
+    class Velocity:
+        def loss(self, model: nn.Module, b: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+            x = b.tensors["latent"]
+            return model(x, x.new_zeros(len(x)), x.new_zeros(len(x), 2)).square().mean(), {}
+
+    def work(config: DiTConfig) -> int:
+        with torch.device("meta"):
+            module = DiT(config)
+        latents = dataclasses.replace(batch([1, 2]), tensors={"latent": torch.empty(2, 8, 3)})
+        task: Any = Velocity()
+        return flops.flops_a_sample(flops.twin(task, module), latents)
+
+    n, w = 8, 24
+    blocks = 2 * (2 * n * (4 * w * w + 2 * w * 48) + 4 * n * n * w + 2 * n * w * 6 * w)
+    rest = blocks + 2 * n * (12 * w + 2 * w * w + w * 3) - 2 * n * 12 * 3
+    assert work(WIDE) - work(dataclasses.replace(WIDE, head_depth=0, head_width=0)) == 3 * rest + 2 * (2 * n * 3 * w)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"head_depth": 2}, "give both, or 0 for both"),
+        ({"head_width": 24}, "give both, or 0 for both"),
+        ({"head_depth": 1, "head_width": 20}, "divisible by width / heads = 6 and by 6"),
+    ],
+)
+def test_impossible_heads_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(NET, **changes)
