@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import math
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,7 @@ from typer.testing import CliRunner
 from g3n import outputs
 from g3n.cli import app, interval_of
 from g3n.config import G3nError, build
+from g3n.evaluate import generation
 from g3n.generate import Generator, open_generator, sample
 from g3n.latent import LatentSpace
 from g3n.models.dit import DiT, DiTConfig
@@ -27,6 +31,7 @@ from tests.unit.test_encode import save_run, scan, tokenizer_run
 
 NET: dict[str, Any] = {"tokens": [2, 3, 4], "channels": 3, "width": 12, "depth": 1, "heads": 2, "mlp": 24}
 NET["variables"] = {
+    "modality": {"levels": ["T1"]},
     "age_years": {"low": 0, "high": 110},
     "sex": {"levels": ["F", "M"]},
     "diagnosis": {"levels": ["HC", "AD"]},
@@ -207,3 +212,23 @@ def test_the_options_stand_in_the_json(root: Path) -> None:
     record = json.loads((root / "options/samples.json").read_text())
     assert (record["guidance_interval"], record["sampler"], record["shift"]) == ([0.2, 0.9], "multistep", 3.0)
     assert not math.isnan(outputs.read_volume(root / "options/volume-00000.nii.gz")[0].sum())
+
+
+def test_an_evaluation_samples_as_it_says(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the options are reaches the sampler and the metrics alike."""
+    asked: dict[str, Any] = {}
+
+    def watched(*arguments: Any) -> Iterator[np.ndarray]:
+        asked.update(inspect.signature(sample).bind(*arguments).arguments)
+        return sample(*arguments)
+
+    monkeypatch.setattr(generation, "sample", watched)
+    monkeypatch.setattr(
+        generation, "measure", lambda volume, *_: SimpleNamespace(ventricle_ml=float(volume.std()), brain_ml=2.0)
+    )
+    g3n("evaluate", "generation", "--run", f"{root}/shifted", "--modality", "T1", "--ages", "30,80", "--count", "1",
+        "--steps", "2", "--guidance-interval", "0.2,0.9", "--shift", "2", "--sampler", "multistep", "--output",
+        f"{root}/evaluation", "--device", "cpu")  # fmt: skip
+    found = json.loads((root / "evaluation/metrics.json").read_text())
+    assert (found["guidance_interval"], found["shift"], found["sampler"]) == ([0.2, 0.9], 2.0, "multistep")
+    assert (asked["interval"], asked["shift"], asked["sampler"]) == ((0.2, 0.9), 2.0, "multistep")
