@@ -28,6 +28,7 @@ app.add_typer(evaluate_app, name="evaluate")
 class SamplerName(StrEnum):
     HEUN = "heun"
     EULER = "euler"
+    MULTISTEP = "multistep"
 
 
 Output = Annotated[Path, typer.Option(help="New folder; the same command goes on in it where it stopped.")]
@@ -36,7 +37,12 @@ Batch = Annotated[int, typer.Option(min=1, help="Volumes at once.")]
 Steps = Annotated[int, typer.Option(min=1, help="Steps of the sampler.")]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same volumes, whatever the batch.")]
 Guidance = Annotated[float, typer.Option(min=0, help="How strongly the variables act: 1 as trained, 2 stronger.")]
-SamplerOption = Annotated[SamplerName, typer.Option(help="heun: two evaluations a step, more exact; euler: one.")]
+SamplerOption = Annotated[
+    SamplerName,
+    typer.Option(help="heun: two evaluations a step, more exact; euler: one; multistep: one, nearly as exact."),
+]
+Interval = Annotated[str, typer.Option(help="Guidance acts for t from low to high only; 0 is noise, 1 the volume.")]
+Shift = Annotated[float | None, typer.Option(help="Above 1: more steps near the noise. Default: the run's time_shift.")]
 Modality = Annotated[str | None, typer.Option(help="T1, T1c, T2, FLAIR: a level of the run's table.")]
 Age = Annotated[float | None, typer.Option(help="Years.")]
 Sex = Annotated[str | None, typer.Option(help="F or M.")]
@@ -75,6 +81,22 @@ def conditions_of(
     return conditions
 
 
+def interval_of(text: str) -> tuple[float, float]:
+    """``low,high`` within [0, 1]. Raises G3nError."""
+    try:
+        low, high = (float(word) for word in text.split(","))
+    except ValueError:
+        raise G3nError(f"--guidance-interval '{text}' is not low,high such as 0.2,0.9") from None
+    if not 0 <= low <= high <= 1:
+        raise G3nError(f"--guidance-interval '{text}' must be low,high with 0 <= low <= high <= 1")
+    return low, high
+
+
+def check_shift(shift: float | None) -> None:
+    if shift is not None and not 0 < shift < float("inf"):
+        raise G3nError(f"--shift {shift:g} must be above 0; 1 makes all steps equal")
+
+
 @app.command()
 def sample(
     run: Annotated[Path, typer.Option(help="Run folder of the dit task.")],
@@ -87,31 +109,41 @@ def sample(
     field_strength: FieldStrength = None,
     set_: Set = None,
     conditions: Annotated[Path | None, typer.Option(help="CSV with a column a variable and a row a volume.")] = None,
-    count: Annotated[int, typer.Option(min=1, help="Volumes (for each row of the CSV).")] = 1,
+    sweep: Annotated[
+        str | None,
+        typer.Option(help="age_years=20:90:10 or diagnosis=HC,AD: the same seeds under each of these values."),
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Volumes (for each row of the CSV, each value of a sweep).")] = 1,
     seed: Seed = 0,
     steps: Steps = 50,
     guidance: Guidance = 2.0,
+    guidance_interval: Interval = "0,1",
     sampler: SamplerOption = SamplerName.HEUN,
+    shift: Shift = None,
     batch: Batch = 8,
     device: Device = None,
 ) -> None:
     """Generate volumes under clinical variables. A variable left out is null: the model draws over all its values.
 
     Writes NIfTI on the atlas grid, `montage.png` and `samples.json`, which says how each volume was made. The same seed
-    with other variables gives the same person changed: a counterfactual.
+    with other variables gives the same person changed: a counterfactual, and with `--sweep` a row of them.
 
     Example: `g3n sample --run runs/demo/dit --modality T1 --age 70 --sex F --count 4 --output out/samples`
     """
     from g3n.generate import open_generator
-    from g3n.outputs import read_conditions, write_samples
+    from g3n.outputs import read_conditions, read_sweep, swept, write_samples
 
     given = conditions_of(modality, age, sex, diagnosis, cohort, field_strength, set_)
+    interval = interval_of(guidance_interval)
+    check_shift(shift)
+    values = read_sweep(sweep) if sweep is not None else None
     if conditions is not None and given:
         raise G3nError(f"give variables either in --conditions or as options, not both ({', '.join(given)})")
     generator = open_generator(run, device)
     rows = read_conditions(conditions, generator.variables) if conditions is not None else [given]
-    wanted = [row for row in rows for _ in range(count)]
-    made = write_samples(generator, wanted, output, seed, steps, guidance, sampler.value, batch)
+    wanted = [row for row in rows for _ in range(count)] if values is None else swept(rows, values, count)
+    alike = 1 if values is None else len(values[1])
+    made = write_samples(generator, wanted, output, seed, steps, guidance, sampler.value, batch, interval, shift, alike)
     typer.echo(f"{len(made)} volumes in {output}, picture {output / 'montage.png'}")
 
 
@@ -216,7 +248,9 @@ def generation(
     seed: Seed = 0,
     steps: Steps = 25,
     guidance: Guidance = 2.0,
+    guidance_interval: Interval = "0,1",
     sampler: SamplerOption = SamplerName.HEUN,
+    shift: Shift = None,
     batch: Batch = 8,
     device: Device = None,
 ) -> None:
@@ -231,9 +265,13 @@ def generation(
         years = [float(age) for age in ages.split(",")]
     except ValueError:
         raise G3nError(f"--ages '{ages}' is not a list of numbers such as 25,55,85") from None
+    interval = interval_of(guidance_interval)
+    check_shift(shift)
     fixed = conditions_of(modality, None, sex, diagnosis, cohort, field_strength, None)
     generator = open_generator(run, device)
-    evaluate_generation(generator, years, output, fixed, count, seed, steps, guidance, sampler.value, batch)
+    evaluate_generation(
+        generator, years, output, fixed, count, seed, steps, guidance, sampler.value, batch, interval, shift
+    )
 
 
 @evaluate_app.command()

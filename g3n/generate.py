@@ -34,6 +34,7 @@ class Generator:
     run: Run
     device: torch.device
     start_noise: float = 1.0  # standard deviation of the noise at t = 0
+    shift: float = 1.0  # of the times it was trained at, and of the sampler's steps unless told otherwise
 
 
 def open_generator(run_path: str | Path, device: str | None = None) -> Generator:
@@ -60,7 +61,9 @@ def _open(run: Run, config: DiTTaskConfig, model: DiT, noise: float, device: str
             f"{space.tokenizer_fingerprint}; restore that tokenizer or train again"
         )
     grid = build(Grid, run.artifact["grid"], "grid")
-    return Generator(freeze(model).to(where), space, VariableSet(config.net.variables), grid, run, where, noise)
+    return Generator(
+        freeze(model).to(where), space, VariableSet(config.net.variables), grid, run, where, noise, config.shift
+    )
 
 
 def _solve(
@@ -71,6 +74,8 @@ def _solve(
     guidance: float,
     sampler: Sampler,
     *source: Tensor,
+    interval: tuple[float, float] = (0.0, 1.0),
+    shift: float | None = None,
 ) -> np.ndarray:
     """Integrate from ``start_BNC`` and decode; float32 [B, X, Y, Z]. bf16 arithmetic on a GPU."""
     null_BV = torch.full_like(cond_BV, torch.nan)
@@ -82,7 +87,8 @@ def _solve(
 
         return call
 
-    latents = integrate(guided(velocity(cond_BV), velocity(null_BV), guidance), start_BNC, steps, sampler)
+    flow = guided(velocity(cond_BV), velocity(null_BV), guidance, interval)
+    latents = integrate(flow, start_BNC, steps, sampler, generator.shift if shift is None else shift)
     return generator.space.decode(latents).cpu().numpy()
 
 
@@ -95,10 +101,13 @@ def sample(
     guidance: float = 2.0,
     sampler: Sampler = "heun",
     batch: int = 8,
+    interval: tuple[float, float] = (0.0, 1.0),
+    shift: float | None = None,
 ) -> Iterator[np.ndarray]:
     """One z-scored float32 [X, Y, Z] volume a condition, in order.
 
     The noise of a volume depends on its seed alone: the same seed under two conditions is a counterfactual pair.
+    ``interval``: guidance acts for t in it (t = 0 is noise). ``shift`` of the steps (g3n.flow.shifted): None is that of training.
     Raises G3nError for an unknown variable or a value out of range, before anything is computed.
     """
     for condition in conditions:
@@ -107,7 +116,7 @@ def sample(
     for i in range(0, len(conditions), batch):
         cond_BV = generator.variables.encode(conditions[i : i + batch]).to(generator.device)
         noise = randn_like_samples(torch.tensor(seeds[i : i + batch]), shape).to(generator.device)
-        yield from _solve(generator, noise, cond_BV, steps, guidance, sampler)
+        yield from _solve(generator, noise, cond_BV, steps, guidance, sampler, interval=interval, shift=shift)
 
 
 @torch.no_grad()

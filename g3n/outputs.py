@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from g3n.nifti import place_on_atlas, read_volume, to_grid, write_volume
 
 BRAIN_MEAN, BRAIN_STD = 500.0, 100.0  # intensities of a generated volume: 500 + 100 z in the brain, background 0
 SHOWN = 8
+MAX_SWEPT = 1000
 MAX_CSV_ROWS = 1_000_000
 
 
@@ -51,6 +53,42 @@ def read_conditions(path: Path, variables: VariableSet) -> list[dict[str, Any]]:
     if not rows:
         raise G3nError(f"'{path}' has no rows; give one a volume")
     return rows
+
+
+def read_sweep(text: str) -> tuple[str, list[Any]]:
+    """``age_years=20:90:10`` (start:stop:step, both ends included) or ``diagnosis=HC,AD`` -> (variable, values in order).
+
+    ``n/a`` among listed values is null. Whether a variable may have a value is for ``VariableSet.check`` to say. Raises G3nError.
+    """
+    name, equals, given = text.partition("=")
+    words = [word.strip() for word in given.split(",")]
+    if not equals or not name or not all(words):
+        raise G3nError(f"--sweep '{text}' is not name=start:stop:step or name=value,value")
+    if ":" not in given:
+        return name, [None if word == "n/a" else word for word in words]
+    try:
+        start, stop, step = (float(word) for word in given.split(":"))
+    except ValueError:
+        raise G3nError(
+            f"--sweep '{text}' is not name=start:stop:step of three numbers, such as age_years=20:90:10"
+        ) from None
+    if not (math.isfinite(start) and start <= stop < math.inf and 0 < step < math.inf):
+        raise G3nError(f"--sweep '{text}' needs start <= stop and a step > 0, such as age_years=20:90:10")
+    if (stop - start) / step >= MAX_SWEPT:
+        raise G3nError(f"--sweep '{text}' has more than {MAX_SWEPT} values; give a larger step")
+    last = math.floor((stop - start) / step + 1e-9)  # 0:0.3:0.1 ends at 0.3
+    return name, [round(start + i * step, 9) for i in range(last + 1)]
+
+
+def swept(rows: Sequence[Mapping[str, Any]], sweep: tuple[str, list[Any]], count: int) -> list[dict[str, Any]]:
+    """Conditions: each row ``count`` times, and each of these under all values of the sweep one after the other.
+
+    Raises G3nError where a row has the swept variable already.
+    """
+    name, values = sweep
+    if any(name in row for row in rows):
+        raise G3nError(f"variable '{name}' is given and swept; leave out one")
+    return [{**row, name: value} for row in rows for _ in range(count) for value in values]
 
 
 def to_intensity(z_XYZ: np.ndarray, mean: float = BRAIN_MEAN, std: float = BRAIN_STD) -> np.ndarray:
@@ -83,7 +121,7 @@ def _sha256(path: Path) -> str:
 
 
 def _label(condition: Mapping[str, Any]) -> str:
-    parts = [f"{v:g}" if isinstance(v, float) else str(v) for v in condition.values() if v is not None]
+    parts = ["n/a" if v is None else f"{v:g}" if isinstance(v, float) else str(v) for v in condition.values()]
     return " ".join(parts)
 
 
@@ -96,31 +134,50 @@ def write_samples(
     guidance: float = 2.0,
     sampler: Sampler = "heun",
     batch: int = 8,
+    interval: tuple[float, float] = (0.0, 1.0),
+    shift: float | None = None,
+    alike: int = 1,
 ) -> list[dict[str, Any]]:
     """One ``volume-00000.nii.gz`` and ``.json`` a condition, ``samples.json`` and ``montage.png``; the records.
 
-    Volume i has seed + i. Raises G3nError before anything is written.
+    Each ``alike`` conditions in a row, such as the values of a sweep, share a seed: volume i has seed + i // alike. The montage
+    shows the first ``SHOWN`` or, of a longer sweep, those of the first seed (2 ``SHOWN`` of them at most, evenly taken).
+    ``interval`` and ``shift`` as in ``g3n.generate.sample``. Raises G3nError before anything is written.
     """
     for condition in conditions:
         generator.variables.check(condition)
-    recipe = about(generator, conditions=list(conditions), seed=seed, steps=steps, guidance=guidance, sampler=sampler)
+    seeds = [seed + i // alike for i in range(len(conditions))]
+    recipe = about(
+        generator, conditions=list(conditions), seed=seed, alike=alike, steps=steps, guidance=guidance,
+        guidance_interval=list(interval), sampler=sampler, shift=generator.shift if shift is None else shift,
+    )  # fmt: skip
     records = {record["file"]: record for record in _start(output, recipe)}
     names = [f"volume-{i:05d}.nii.gz" for i in range(len(conditions))]
     todo = [i for i, name in enumerate(names) if name not in records]
     volumes = sample(
-        generator, [conditions[i] for i in todo], [seed + i for i in todo], steps, guidance, sampler, batch
+        generator,
+        [conditions[i] for i in todo],
+        [seeds[i] for i in todo],
+        steps,
+        guidance,
+        sampler,
+        batch,
+        interval,
+        shift,
     )
     with progress_bar() as progress:
         bar = progress.add_task("sample", total=len(names), completed=len(names) - len(todo))
         for i, z_XYZ in zip(todo, volumes, strict=True):
-            record = {"file": names[i], "conditions": dict(conditions[i]), "seed": seed + i}
+            record = {"file": names[i], "conditions": dict(conditions[i]), "seed": seeds[i]}
             _write(generator, output, names[i], to_intensity(z_XYZ), record, conditions[i].get("modality"))
             records[names[i]] = record
             progress.advance(bar)
     made = [records[name] for name in names]
     intensities = f"{BRAIN_MEAN:g} + {BRAIN_STD:g} z in the brain, 0 outside"
     write_json(output / "samples.json", {**recipe, "intensities": intensities, "volumes": made})
-    shown = [(_label(r["conditions"]), _back(output / r["file"], BRAIN_MEAN, BRAIN_STD)) for r in made[:SHOWN]]
+    first = made[: max(SHOWN // alike, 1) * alike]
+    columns = [first[round(i)] for i in np.linspace(0, len(first) - 1, min(len(first), 2 * SHOWN))]
+    shown = [(_label(r["conditions"]), _back(output / r["file"], BRAIN_MEAN, BRAIN_STD)) for r in columns]
     write_montage(output / "montage.png", shown)
     return made
 

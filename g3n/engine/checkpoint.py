@@ -148,6 +148,7 @@ FREE_KEYS = (
     "data.workers",
     "data.prefetch",
     "data.cache",
+    "data.keep_gib",
     "trainer.micro_batch",
     "trainer.zero_stage",
     "trainer.offload",

@@ -46,7 +46,7 @@ def evaluate_forecasting(
             source, target = (space.standardize(b.tensors[k].to(generator.device)) for k in ("baseline", "target"))
             noise = randn_like_samples(b.seeds, tuple(source.shape[1:])).to(generator.device)
             start = source + generator.start_noise * noise
-            made = integrate(lambda x, t: generator.model(x, t, cond_BV, source), start, steps)  # noqa: B023
+            made = integrate(lambda x, t: generator.model(x, t, cond_BV, source), start, steps, shift=generator.shift)  # noqa: B023
             baseline, follow_up, forecast = (space.decode(z).cpu() for z in (source, target, made))
             ours, none = psnr_db(forecast, follow_up), psnr_db(baseline, follow_up)
             for i in range(len(b)):

@@ -30,11 +30,14 @@ def evaluate_generation(
     guidance: float = 2.0,
     sampler: Sampler = "heun",
     batch: int = 8,
+    interval: tuple[float, float] = (0.0, 1.0),
+    shift: float | None = None,
 ) -> dict[str, Any]:
     """Write ``metrics.json``, ``volumes.csv`` and ``generation.png`` to ``output`` and return the metrics.
 
     ``count`` volumes an age, the same noises at each age, under the ``fixed`` variables (which need a modality). Volumes
-    are measured by ``g3n.evaluate.anatomy``. Raises G3nError for impossible conditions before anything is computed.
+    are measured by ``g3n.evaluate.anatomy``; ``interval`` and ``shift`` as in ``g3n.generate.sample``.
+    Raises G3nError for impossible conditions before anything is computed.
     """
     if fixed.get("modality") is None or count < 1 or len(ages) < 2:
         raise G3nError(f"give a modality, at least 2 ages and a count >= 1, not {fixed}, {list(ages)}, {count}")
@@ -44,7 +47,7 @@ def evaluate_generation(
     pictures: dict[float, np.ndarray] = {}
     with progress_bar() as progress:
         bar = progress.add_task("generate", total=len(conditions))
-        volumes = sample(generator, conditions, seeds, steps, guidance, sampler, batch)
+        volumes = sample(generator, conditions, seeds, steps, guidance, sampler, batch, interval, shift)
         for condition, s, volume in zip(conditions, seeds, volumes, strict=True):
             anatomy = measure(volume, generator.grid, str(fixed["modality"]))
             age = condition["age_years"]
@@ -63,7 +66,9 @@ def evaluate_generation(
         "seed": seed,
         "steps": steps,
         "guidance": guidance,
+        "guidance_interval": list(interval),
         "sampler": sampler,
+        "shift": generator.shift if shift is None else shift,
         "ventricle_ml_by_age": ventricles,
         "ventricle_ml_sd_by_age": {
             f"{age:g}": float(np.std([row["ventricle_ml"] for row in part])) for age, part in by_age.items()

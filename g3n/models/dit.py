@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from g3n import ops
 from g3n.flow import gaussian_velocity
@@ -23,17 +24,29 @@ class DiTConfig:
     mlp: int = 4608
     qk_norm: bool = True
     gaussian_skip: bool = False  # predict the velocity beyond that of normal data; helps short runs (docs/log.md)
+    head_depth: int = 0  # blocks of a wide head after the trunk; 0 is none, see WideHead
+    head_width: int = 0  # of its tokens; heads as wide as the trunk's, an MLP in the trunk's proportion
     variables: dict[str, Variable] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.width % self.heads or self.width % 6:
             raise ValueError(f"width {self.width} must be divisible by heads {self.heads} and by 6 (3D positions)")
+        if self.head_depth < 0 or bool(self.head_depth) != bool(self.head_width):
+            raise ValueError(f"head_depth {self.head_depth} and head_width {self.head_width}: give both, or 0 for both")
+        each = self.width // self.heads
+        if self.head_width % each or self.head_width % 6:
+            raise ValueError(
+                f"head_width {self.head_width} must be divisible by width / heads = {each} and by 6 (3D positions)"
+            )
         if not self.variables:
             raise ValueError("variables is empty; give the table of clinical variables (see configs/dit.yaml)")
 
 
 class DiTBlock(nn.Module):
-    """adaLN-Zero block: attention and MLP, each modulated before and gated after by the conditioning vector."""
+    """adaLN-Zero block: attention and MLP, each modulated before and gated after by the conditioning vector.
+
+    The vector is one a sample [B, D] or, in a wide head, one a token [B, T, D].
+    """
 
     def __init__(self, width: int, heads: int, mlp: int, qk_norm: bool) -> None:
         super().__init__()
@@ -41,11 +54,41 @@ class DiTBlock(nn.Module):
         self.mlp = MLP(width, mlp)
         self.modulation = nn.Linear(width, 6 * width)
 
-    def forward(self, x_BTD: Tensor, c_BD: Tensor) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c_BD).chunk(6, dim=-1)
+    def forward(self, x_BTD: Tensor, c: Tensor) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c).chunk(6, dim=-1)
         h_BTD = self.attention(ops.adaln_modulate(x_BTD, shift1, scale1))
         x_BTD, h_BTD = ops.gate_residual_adaln(x_BTD, h_BTD, gate1, shift2, scale2)
         return ops.gate_residual(x_BTD, self.mlp(h_BTD), gate2)
+
+
+class WideHead(nn.Module):
+    """A shallow, wide transformer that reads the noisy latents again, each token modulated by what the trunk made of it.
+
+    A network narrower than its tokens' channels cannot carry their noise through to the velocity; this part can, at less cost
+    than a wide trunk (DDT: Wang 2025, arXiv 2504.05741; RAE, arXiv 2510.11690, with 2 blocks of 2048 for 768 channels). The
+    published 32 channels are far from that: it is for tokenizers that project less.
+    """
+
+    positions: Tensor
+
+    def __init__(self, config: DiTConfig, source_channels: int) -> None:
+        super().__init__()
+        self.recompute = False
+        width = config.head_width
+        heads, mlp = width * config.heads // config.width, width * config.mlp // config.width
+        self.register_buffer("positions", sincos_positions(config.tokens, width))
+        self.embed = nn.Linear(config.channels + source_channels, width)
+        self.condition = nn.Linear(config.width, width)
+        self.blocks = nn.ModuleList(DiTBlock(width, heads, mlp, config.qk_norm) for _ in range(config.head_depth))
+        self.final_modulation = nn.Linear(width, 2 * width)
+        self.predict = nn.Linear(width, config.channels)
+
+    def forward(self, inputs_BNC: Tensor, trunk_BND: Tensor) -> Tensor:
+        c_BNW = F.silu(self.condition(trunk_BND))
+        x_BNW = self.embed(inputs_BNC) + self.positions.to(inputs_BNC.dtype)
+        x_BNW = run_blocks(self.blocks, x_BNW, self.recompute, c_BNW)
+        shift_BNW, scale_BNW = self.final_modulation(c_BNW).chunk(2, dim=-1)
+        return self.predict(ops.adaln_modulate(x_BNW, shift_BNW, scale_BNW))
 
 
 class DiT(nn.Module):
@@ -76,7 +119,9 @@ class DiT(nn.Module):
             DiTBlock(width, config.heads, config.mlp, config.qk_norm) for _ in range(config.depth)
         )
         self.final_modulation = nn.Linear(width, 2 * width)
-        self.predict = nn.Linear(width, config.channels)
+        self.head = WideHead(config, source_channels) if config.head_depth else None
+        if self.head is None:
+            self.predict = nn.Linear(width, config.channels)
         self._init_weights()
 
     def _init_weights(self) -> None:
@@ -84,10 +129,10 @@ class DiT(nn.Module):
         for module in self.modules():
             if id(module) not in embeddings:
                 init_linear(module)
-        modulations = [block.modulation for block in self.blocks if isinstance(block, DiTBlock)]
-        for layer in (self.final_modulation, self.predict, *modulations):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        for name, module in self.named_modules():
+            if name.endswith(("modulation", "predict")) and isinstance(module, nn.Linear):
+                nn.init.zeros_(module.weight)
+                nn.init.zeros_(module.bias)
 
     def forward(self, x_BNC: Tensor, t_B: Tensor, cond_BV: Tensor, source_BNC: Tensor | None = None) -> Tensor:
         """x_BNC standardized latents at time t_B in [0, 1]; cond_BV from VariableSet.encode. Returns float32 [B, N, C]."""
@@ -95,8 +140,13 @@ class DiT(nn.Module):
         inputs = x_BNC if source_BNC is None else torch.cat([x_BNC, source_BNC], dim=-1)
         c_BD = self.conditioning(t_B, cond_BV)
         positions_BND = self.positions.to(dtype) * (1 + self.place(c_BD))[:, None]
-        x_BND = self.embed(inputs.to(dtype)) + positions_BND
+        inputs = inputs.to(dtype)
+        x_BND = self.embed(inputs) + positions_BND
         x_BND = run_blocks(self.blocks, x_BND, self.recompute, c_BD)
         shift_BD, scale_BD = self.final_modulation(c_BD).chunk(2, dim=-1)
-        velocity_BNC = self.predict(ops.adaln_modulate(x_BND, shift_BD, scale_BD)).float()
+        x_BND = ops.adaln_modulate(x_BND, shift_BD, scale_BD)
+        if self.head is None:
+            velocity_BNC = self.predict(x_BND).float()
+        else:  # time and variables reach it directly as well
+            velocity_BNC = self.head(inputs, x_BND + c_BD[:, None]).float()
         return velocity_BNC + gaussian_velocity(x_BNC, t_B) if self.gaussian_skip else velocity_BNC

@@ -25,6 +25,7 @@ from g3n.config import G3nError
 from g3n.stream import cursors
 from g3n.stream.decode import Damage
 from g3n.stream.index import CACHE_GIB, Sample, Shard, ShardIndex, Source
+from g3n.stream.keep import Keep
 from g3n.stream.order import MixedOrder, first_turn, keyed_hash, sample_seed, share_lanes
 from g3n.stream.pairs import Kind, draw_visits, fixed_visits, usable
 from g3n.stream.remote import local_path
@@ -44,6 +45,7 @@ class StreamConfig:
     prefetch: int = 4  # micro-batches read ahead
     cache: str | None = None  # folder for blocks of remote shards; default ~/.cache/g3n
     cache_gib: float = CACHE_GIB  # at most so much there; the processes of a node share it
+    keep_gib: float = 0.0  # of a rank's memory for decoded training samples: what fits is read once, not every epoch
     max_damaged_share: float = 0.01
     where: dict[str, tuple[Any, ...]] = field(default_factory=dict)  # variable: levels, or [low, high] of a number
 
@@ -54,6 +56,8 @@ class StreamConfig:
             raise ValueError(f"shards {self.shards} must map a folder or URL to a weight above 0")
         if not self.cache_gib > 0:
             raise ValueError(f"cache_gib {self.cache_gib} must be > 0")
+        if not 0 <= self.keep_gib < math.inf:
+            raise ValueError(f"keep_gib {self.keep_gib} must be >= 0; 0 keeps nothing")
         if min(self.lanes, self.workers, self.prefetch) < 1 or not 0 <= self.max_damaged_share <= 1:
             raise ValueError(
                 f"lanes {self.lanes}, workers {self.workers} and prefetch {self.prefetch} must be >= 1, "
@@ -76,6 +80,7 @@ class _RankItems:
         state: cursors.State,
     ) -> None:  # fmt: skip
         self.index, self.kind, self.workers = index, kind, config.workers
+        self.keep = Keep(config.keep_gib)
         self.rank, self.world, self.seed, self.state = rank, world, seed, state
         lane_sources = share_lanes([source.weight for source in index.sources], config.lanes)
         units = [_units(index, source, split, kind, lane_sources.count(i)) for i, source in enumerate(index.sources)]
@@ -101,7 +106,7 @@ class _RankItems:
             sample = samples[place.sample]
             visits = draw_visits(self.kind, sample.visits, seed)
             try:
-                item = read_item(self.index, shard, sample, visits)
+                item = read_item(self.index, shard, sample, visits, self.keep)
             except Damage as error:
                 damaged.append(str(error))
                 continue

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from g3n.stream.decode import read_latent_sample, read_volume_sample
 from g3n.stream.index import Sample, Shard, ShardIndex
+from g3n.stream.keep import Keep
 from g3n.stream.pairs import elapsed_years
 
 
@@ -57,13 +58,19 @@ class Item:
     damaged: tuple[str, ...] = ()  # what the stream skipped on the way to this sample
 
 
-def read_item(index: ShardIndex, shard: Shard, sample: Sample, visits: tuple[int, ...]) -> Item:
-    """Decode a volume (``visits`` empty), one visit's latent, or a (baseline, target) pair. Raises Damage, G3nError."""
+def read_item(
+    index: ShardIndex, shard: Shard, sample: Sample, visits: tuple[int, ...], keep: Keep | None = None
+) -> Item:
+    """Decode a volume (``visits`` empty), one visit's latent, or a (baseline, target) pair. Raises Damage, G3nError.
+
+    What ``keep`` has is not read again.
+    """
+    keep = keep or Keep(0)
     if not visits:
-        volume = read_volume_sample(index, shard, sample)
+        volume = keep.read(shard, sample, lambda: read_volume_sample(index, shard, sample))
         scalars: dict[str, Tensor | float] = {"mean": volume.brain_mean, "rstd": 1.0 / volume.brain_std}
         return Item({**scalars, "volume": torch.from_numpy(volume.voxels)}, volume.variables, sample.key)
-    latents = read_latent_sample(index, shard, sample)
+    latents = keep.read(shard, sample, lambda: read_latent_sample(index, shard, sample))
     tokens = [torch.from_numpy(latents.tokens[i]).float() for i in visits]
     chosen = [latents.visits[i] for i in visits]
     key = f"{sample.key}_visit-{'-'.join(f'{i + 1:02d}' for i in visits)}"

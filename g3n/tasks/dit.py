@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from g3n.config import G3nError
-from g3n.flow import integrate, path
+from g3n.flow import integrate, path, shifted
 from g3n.latent import LatentSpace
 from g3n.models.conditioning import VariableSet, drop_variables
 from g3n.models.dit import DiT, DiTConfig
@@ -23,6 +24,7 @@ from g3n.stream.samples import Batch
 from g3n.tasks.base import picture, sample_generator
 
 MAX_STATISTICS_BYTES = 1 << 28
+BASE_NUMBERS = 4096  # of the latent that time_shift "auto" takes for unshifted, as arXiv 2510.11690 does
 
 
 @dataclass(frozen=True)
@@ -31,13 +33,38 @@ class DiTTaskConfig:
     net: DiTConfig
     drop_each: float = 0.1  # probability to null one variable
     drop_all: float = 0.1  # probability to null all of them (classifier-free guidance)
+    time_law: Literal["uniform", "logit_normal"] = "uniform"  # of t in training, see training_times
     time_power: float = 1.0  # t = u^time_power, u uniform; above 1 trains more near the noise, where variables decide
+    time_mean: float = 0.0  # of logit(t) under logit_normal; below 0 trains more near the noise
+    time_std: float = 1.0
+    time_shift: float | Literal["auto"] = 1.0  # above 1: t of training and sampling nearer the noise, see flow.shifted
+    channel_weights: Literal["none", "variance"] = "none"  # variance: the loss of raw latents, see velocity_errors
 
     def __post_init__(self) -> None:
         if not (0 <= self.drop_each < 1 and 0 <= self.drop_all < 1):
             raise ValueError(f"drop_each {self.drop_each} and drop_all {self.drop_all} must lie in [0, 1)")
         if self.time_power <= 0:
             raise ValueError(f"time_power {self.time_power} must be > 0")
+        if self.time_law == "logit_normal" and self.time_power != 1:
+            raise ValueError(
+                f"time_power {self.time_power} belongs to time_law uniform; with logit_normal give time_mean"
+            )
+        if self.time_std <= 0:
+            raise ValueError(f"time_std {self.time_std} must be > 0")
+        if self.time_shift != "auto" and self.time_shift <= 0:
+            raise ValueError(f"time_shift {self.time_shift} must be > 0, or auto")
+
+    @property
+    def shift(self) -> float:
+        """``time_shift`` as a number. "auto" is sqrt(N C / 4096) for latents of N tokens of C channels.
+
+        RAE (arXiv 2510.11690, 4.2) counts the channels of a token as well as the tokens, because each of them gets noise of
+        its own, and takes the 4096 from Esser 2024 (arXiv 2403.03206): 3.06 for 1200 x 32, 1.08 for 150 x 32. It is a rule
+        of thumb from images, not measured on brains.
+        """
+        if self.time_shift != "auto":
+            return self.time_shift
+        return math.sqrt(math.prod(self.net.tokens) * self.net.channels / BASE_NUMBERS)
 
 
 @dataclass(frozen=True)
@@ -59,6 +86,31 @@ def draw(seeds_B: Tensor, n_variables: int, shape: tuple[int, int], each: float,
         drop.append((u[2:] < each) | (u[1] < all_))
         noise.append(torch.randn(shape, generator=generator))
     return Draws(torch.stack(t), torch.stack(drop), torch.stack(noise))
+
+
+def training_times(config: DiTTaskConfig, u_B: Tensor) -> Tensor:
+    """Times t in [0, 1] of training samples, float32 [B], from uniform numbers ``u_B``, each from its own sample's seed.
+
+    uniform: u^time_power. logit_normal (Esser 2024, arXiv 2403.03206): logit(t) is normal with ``time_mean`` (Esser's m
+    with its sign turned, as t is) and ``time_std``, by the inverse of the normal distribution at u. Both are then shifted.
+    """
+    if config.time_law == "logit_normal":
+        t_B = torch.sigmoid(config.time_mean + config.time_std * torch.special.ndtri(u_B))
+    else:
+        t_B = u_B**config.time_power
+    return t_B if config.shift == 1 else shifted(t_B, config.shift)
+
+
+def velocity_errors(predicted_BNC: Tensor, velocity_BNC: Tensor, scale_C: Tensor | None = None) -> Tensor:
+    """Mean squared error of each sample, float32 [B], over tokens and channels of standardized latents.
+
+    With ``scale_C`` (LatentSpace's) it is that of raw latents but for a constant: standardizing makes all channels count alike,
+    and an error e there is scale * e in a raw latent, so the weights are scale^2 / mean(scale^2), whose mean is 1.
+    """
+    squared_BNC = (predicted_BNC - velocity_BNC).square()
+    if scale_C is not None:
+        squared_BNC = squared_BNC * (scale_C.square() / scale_C.square().mean())
+    return squared_BNC.mean(dim=(1, 2))
 
 
 def open_space(config: DiTTaskConfig, index: ShardIndex) -> LatentSpace:
@@ -145,7 +197,10 @@ class DiTTask:
         }
 
     def _errors(self, model: nn.Module, batch: Batch, training: bool) -> Tensor:
-        """Squared velocity error of each sample, float32 [B]."""
+        """Squared velocity error of each sample, float32 [B].
+
+        In evaluation t is uniform and channels count alike, whatever training does, so that runs can be compared.
+        """
         x1_BNC = self.space.standardize(batch.tensors["latent"])
         config = self.config
         shape = (x1_BNC.shape[1], x1_BNC.shape[2])
@@ -153,9 +208,11 @@ class DiTTask:
         cond_BV = self.variables.encode(batch.variables)
         cond_BV = drop_variables(cond_BV, draws.drop) if training else cond_BV
         device = x1_BNC.device
-        t_B = draws.t.to(device) ** config.time_power if training else draws.t.to(device)
+        t_B = draws.t.to(device)
+        t_B = training_times(config, t_B) if training else t_B
         xt_BNC, velocity_BNC = path(draws.noise.to(device), x1_BNC, t_B)
-        return (model(xt_BNC, t_B, cond_BV.to(device)) - velocity_BNC).square().mean(dim=(1, 2))
+        scale_C = self.space.scale if training and config.channel_weights == "variance" else None
+        return velocity_errors(model(xt_BNC, t_B, cond_BV.to(device)), velocity_BNC, scale_C)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         errors = self._errors(model, batch, training=True)
@@ -170,5 +227,5 @@ class DiTTask:
         device = x1_BNC.device
         cond_BV = self.variables.encode(batch.variables).to(device)
         noise = draw(batch.seeds, 0, (x1_BNC.shape[1], x1_BNC.shape[2]), 0, 0).noise.to(device)
-        drawn = integrate(lambda x, t: model(x, t, cond_BV), noise, steps=20, sampler="euler")
+        drawn = integrate(lambda x, t: model(x, t, cond_BV), noise, steps=20, sampler="euler", shift=self.config.shift)
         return {"samples": picture(torch.stack([self.space.decode(x1_BNC), self.space.decode(drawn)], dim=1))}

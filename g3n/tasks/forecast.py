@@ -18,7 +18,7 @@ from g3n.models.dit import DiT
 from g3n.stream.index import ShardIndex
 from g3n.stream.samples import Batch
 from g3n.tasks.base import picture
-from g3n.tasks.dit import DiTTask, DiTTaskConfig, check_levels, draw, open_space
+from g3n.tasks.dit import DiTTask, DiTTaskConfig, check_levels, draw, open_space, training_times, velocity_errors
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class ForecastTaskConfig(DiTTaskConfig):
         super().__post_init__()
         if self.noise < 0:
             raise ValueError(f"noise {self.noise} must be >= 0")
+        if self.time_shift == "auto":
+            raise ValueError("time_shift auto is for paths that start at noise, not at a baseline; give a number")
         if "elapsed_years" not in self.net.variables:
             raise ValueError("net.variables needs elapsed_years (low, high): the time between the two scans")
 
@@ -70,7 +72,7 @@ class ForecastTask:
         draws = draw(batch.seeds, len(self.variables.names), shape, config.drop_each, config.drop_all)
         device = baseline.device
         start = baseline + config.noise * draws.noise.to(device)
-        return baseline, start, target, draws.t.to(device) ** config.time_power, draws.drop
+        return baseline, start, target, draws.t.to(device), draws.drop
 
     def _conditions(self, batch: Batch) -> Tensor:
         elapsed_B = batch.tensors["elapsed_years"]  # a meta tensor, of which only shapes are asked, has no values
@@ -81,10 +83,12 @@ class ForecastTask:
     def _errors(self, model: nn.Module, batch: Batch, training: bool) -> Tensor:
         baseline, start, target, t_B, drop_BV = self._start(batch)
         cond_BV = self._conditions(batch)
-        cond_BV = drop_variables(cond_BV, drop_BV) if training else cond_BV
+        config, scale_C = self.config, None
+        if training:
+            cond_BV, t_B = drop_variables(cond_BV, drop_BV), training_times(config, t_B)
+            scale_C = self.space.scale if config.channel_weights == "variance" else None
         xt_BNC, velocity_BNC = path(start, target, t_B)
-        predicted = model(xt_BNC, t_B, cond_BV.to(xt_BNC.device), baseline)
-        return (predicted - velocity_BNC).square().mean(dim=(1, 2))
+        return velocity_errors(model(xt_BNC, t_B, cond_BV.to(xt_BNC.device), baseline), velocity_BNC, scale_C)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         errors = self._errors(model, batch, training=True)
@@ -101,6 +105,8 @@ class ForecastTask:
         """Baseline, follow-up and forecast, all decoded."""
         baseline, start, target, _, _ = self._start(batch)
         cond_BV = self._conditions(batch).to(start.device)
-        drawn = integrate(lambda x, t: model(x, t, cond_BV, baseline), start, steps=20, sampler="euler")
+        drawn = integrate(
+            lambda x, t: model(x, t, cond_BV, baseline), start, steps=20, sampler="euler", shift=self.config.shift
+        )
         shown = [self.space.decode(z) for z in (baseline, target, drawn)]
         return {"forecast": picture(torch.stack(shown, dim=1))}
