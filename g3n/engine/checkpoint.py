@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,11 +105,16 @@ def damaged(folder: Path) -> str | None:
 
 
 def check_state(
-    folder: Path, state: Mapping[str, Any], config: Mapping[str, Any], allowed: Sequence[str] = ()
+    folder: Path,
+    state: Mapping[str, Any],
+    config: Mapping[str, Any],
+    allowed: Sequence[str] = (),
+    completed: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
 ) -> dict[str, Any]:
     """The checkpoint's state.json. Raises G3nError where this run differs from it in anything that changes the result.
 
-    Keys of ``config`` that are or begin with one of ``allowed`` may differ; they are logged.
+    Keys of ``config`` that are or begin with one of ``allowed`` may differ; they are logged. ``completed`` gives keys that the
+    checkpoint's version did not know their defaults.
     """
     saved = json.loads((folder / "state.json").read_text())
     if saved.get("format") != FORMAT:
@@ -119,7 +124,7 @@ def check_state(
         )
     if saved["task"] != state["task"]:
         raise G3nError(f"checkpoint '{folder}' was written by task {saved['task']}, this run is {state['task']}")
-    before, now = flat(saved["config"]), flat(config)
+    before, now = flat(completed(saved["config"])), flat(config)
     changed = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k) and not k.startswith(FREE_KEYS)]
     refused = [k for k in changed if not k.startswith(tuple(allowed))]
     if refused:

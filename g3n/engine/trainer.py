@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from g3n import flops, levels
-from g3n.config import G3nError, to_plain, write_yaml
+from g3n.config import G3nError, build, to_plain, write_yaml
 from g3n.engine import checkpoint, ema, lock
 from g3n.engine.deepspeed import (
     EngineConfig,
@@ -129,6 +129,19 @@ def train(config: Config, task: Task, index: ShardIndex, ranks: Ranks, resume: s
         return trainer.run()
 
 
+def with_defaults(config: Config) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+    """For the plain tree of a config that another version wrote: the tree with what came since at its default."""
+
+    def completed(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+        try:
+            whole = to_plain(build(Config, dict(tree), sections={"model": type(config.model)}))
+        except G3nError:  # a key that is gone: the difference is named
+            return tree
+        return dict(json.loads(json.dumps(whole)))
+
+    return completed
+
+
 def on_main(ranks: Ranks, function: Callable[[], T]) -> T:
     """Call ``function`` on rank 0 and give every rank its result, or its G3nError."""
     result: tuple[Any, str | None] = (None, None)
@@ -164,7 +177,11 @@ class Trainer:
             "task": task.name,
             "artifact": json.loads(json.dumps(to_plain(task.artifact()))),
         }
-        saved = checkpoint.check_state(start, self.state, self.tree, config.allow_changes) if start else {}
+        saved = (
+            checkpoint.check_state(start, self.state, self.tree, config.allow_changes, with_defaults(config))
+            if start
+            else {}
+        )
         self.step = int(saved.get("step", 0))
         self.last_loss = float(saved.get("loss", math.nan))
         for module in task.frozen().values():

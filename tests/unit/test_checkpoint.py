@@ -11,8 +11,11 @@ import torch
 import xxhash
 from safetensors.torch import load_file
 
-from g3n.config import G3nError
+from g3n.config import G3nError, to_plain
 from g3n.engine import checkpoint, tensorfile
+from g3n.engine.trainer import with_defaults
+from g3n.train import load_config
+from tests import nano
 
 STATE = {"format": checkpoint.FORMAT, "task": "mae", "artifact": {"shards": "ab"}}
 CONFIG = {"name": "a", "optim": {"lr": 0.1}, "trainer": {"log_every": 1}}
@@ -22,7 +25,7 @@ def write(run: Path, step: int, **state: Any) -> Path:
     folder = checkpoint.step_folder(run, step)
     (folder / "engine").mkdir(parents=True)
     (folder / "engine" / "weights.pt").write_bytes(b"weights %d" % step)
-    (folder / "state.json").write_text(json.dumps({**STATE, "config": CONFIG, **state}))
+    (folder / "state.json").write_text(json.dumps({**STATE, "step": step, "config": CONFIG, **state}))
     files = [p for p in folder.rglob("*") if p.is_file()]
     hashes = {p.relative_to(folder).as_posix(): xxhash.xxh3_64_hexdigest(p.read_bytes()) for p in files}
     (folder / "COMPLETE").write_text(json.dumps(hashes))
@@ -104,6 +107,23 @@ def test_config_drift_is_refused_with_a_difference_unless_it_is_allowed(
         checkpoint.check_state(folder, STATE, changed, ["optim.lr"])
     checkpoint.check_state(folder, STATE, changed, ["optim.lr", "data."])
     assert "optim.lr is now 0.2, the checkpoint was written with 0.1" in caplog.text
+
+
+def test_an_option_that_came_after_the_checkpoint_counts_as_its_default(tmp_path: Path) -> None:
+    config = load_config(nano.configs(tmp_path)["mae"])
+    tree: dict[str, Any] = json.loads(json.dumps(to_plain(config)))
+    older = json.loads(json.dumps(tree))
+    del older["model"]["norm_target"], older["trainer"]["clip_norm"]
+    folder = write(tmp_path, 10, config=older)
+    assert checkpoint.check_state(folder, STATE, tree, (), with_defaults(config))["step"] == 10
+    tree["trainer"]["clip_norm"] = 2.0
+    with pytest.raises(G3nError, match=r"\(trainer\.clip_norm: 1\.0 -> 2\.0\)"):
+        checkpoint.check_state(folder, STATE, tree, (), with_defaults(config))
+    older["model"]["gone"] = 1
+    with pytest.raises(G3nError, match=r"model\.gone: 1 -> None"):
+        checkpoint.check_state(
+            write(tmp_path, 20, config=older), STATE, tree, ("trainer.", "model.norm"), with_defaults(config)
+        )
 
 
 def test_the_last_and_every_nth_checkpoint_are_kept(tmp_path: Path) -> None:
