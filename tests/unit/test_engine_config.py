@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from g3n.config import G3nError
-from g3n.engine.deepspeed import EngineConfig, OptimConfig, accumulation, deepspeed_config
+from g3n.engine.deepspeed import REDUCE_BUCKET, EngineConfig, OptimConfig, accumulation, deepspeed_config
 
 OPTIM = OptimConfig(lr=1e-3)
 
@@ -24,7 +24,7 @@ def test_deepspeed_gets_our_batch_precision_and_optimizer_and_compiles_nothing()
     tree = deepspeed_config(config, OPTIM, 4, {"zero_optimization": {"overlap_comm": False}})
     assert tree["train_batch_size"] == 16
     assert tree["gradient_accumulation_steps"] == 2
-    assert tree["zero_optimization"] == {"stage": 2, "overlap_comm": False}
+    assert tree["zero_optimization"] == {"stage": 2, "overlap_comm": False, "reduce_bucket_size": REDUCE_BUCKET}
     assert tree["bf16"] == {"enabled": False}
     assert tree["gradient_clipping"] == 0.5
     assert tree["optimizer"]["params"]["torch_adam"] is True

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
@@ -215,13 +216,16 @@ def test_damage_is_named_and_counted_and_too_much_of_it_stops_the_run(
 
 
 def test_a_closed_stream_ends_and_its_threads_too(index: ShardIndex) -> None:
-    before = threading.active_count()
+    before = {thread.name for thread in threading.enumerate()}
     stream = TrainStream(index, StreamConfig(index.url, 2), "volume", 2, 0, 1, 0)
     assert len(next(stream)) == 2
     stream.close()
     stream.close()
     assert list(stream) == []
-    assert threading.active_count() == before
+    deadline = time.monotonic() + 5  # idle readers have been told, and need a moment
+    while left := {thread.name for thread in threading.enumerate()} - before:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.01)
 
 
 def test_a_process_that_forgets_to_close_ends_all_the_same(index: ShardIndex, tmp_path: Path) -> None:
