@@ -102,9 +102,8 @@ def test_change_grows_smoothly_and_follows_the_truth(both: dict[bool, tuple[Fore
         found = [forecasts(*both[on], years=y, noise=0.0) for y in (0.0, 0.01, 0.1, 0.5, 1.0, 2.0, 4.0, 8.0)]
         change[on] = [rms(made - batch.tensors["baseline"]) for made, batch in found]
         errors[on] = [rms(made - batch.tensors["target"]) for made, batch in found]
-    gate_change = change[True]
-    assert gate_change == sorted(gate_change)
-    assert gate_change[1] / gate_change[2] == pytest.approx(0.1, rel=0.1)  # in proportion to time near 0
+    assert change[True] == sorted(change[True])
+    assert change[True][1] / change[True][2] == pytest.approx(0.1, rel=0.1)  # in proportion to time near 0
     assert errors[True][-1] < 0.5 * 0.2 * 8 * rms(PATTERN)  # learned
     assert errors[True][1] < 0.2 * errors[False][1]  # four days apart
 
