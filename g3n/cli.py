@@ -119,8 +119,10 @@ def sample(
 @app.command()
 def forecast(
     run: Annotated[Path, typer.Option(help="Run folder of the forecast task.")],
-    baseline: Annotated[Path, typer.Option(help="NIfTI of the baseline, any orientation and spacing.")],
-    age: Annotated[float, typer.Option(help="Age at the baseline, years.")],
+    baseline: Annotated[
+        list[Path], typer.Option(help="NIfTI, any orientation and spacing; repeatable with an --age each.")
+    ],
+    age: Annotated[list[float], typer.Option(help="Age at the baseline, years; one for each --baseline.")],
     target_age: Annotated[list[float], typer.Option(help="Age at the follow-up, years; repeatable.")],
     output: Output,
     modality: Modality = None,
@@ -141,17 +143,34 @@ def forecast(
     """Forecast a patient's follow-up scan from the baseline.
 
     The baseline must look like the training scans: skull-stripped if they were. Writes baseline and follow-ups on the atlas
-    grid in the baseline's intensities, `montage.png` and `forecast.json`.
+    grid in the baseline's intensities, follow-ups also at the baseline's own voxels (`_native`), with `--draws` mean and spread
+    over them, `montage.png` and `forecast.json`. A run trained with `model.history` above 1 also reads earlier scans: repeat
+    `--baseline` and `--age`.
 
     Example: `g3n forecast --run runs/demo/forecast --baseline scan.nii.gz --modality T1 --age 70 --target-age 73 --output out`
     """
     from g3n.generate import open_forecaster
     from g3n.outputs import write_forecasts
 
-    given = conditions_of(modality, age, sex, diagnosis, cohort, field_strength, set_)
+    if len(baseline) != len(age) or len(set(age)) < len(age):
+        raise G3nError(f"{len(baseline)} --baseline and {len(age)} --age given; give one age for each, all different")
+    *earlier, (latest, years) = sorted(zip(baseline, age, strict=True), key=lambda scan: scan[1])
+    given = conditions_of(modality, years, sex, diagnosis, cohort, field_strength, set_)
     generator = open_forecaster(run, device)
     made = write_forecasts(
-        generator, baseline, given, target_age, output, draws, seed, steps, guidance, sampler.value, batch, center
+        generator,
+        latest,
+        given,
+        target_age,
+        output,
+        draws,
+        seed,
+        steps,
+        guidance,
+        sampler.value,
+        batch,
+        center,
+        earlier,
     )
     typer.echo(f"{len(made)} forecasts in {output}, picture {output / 'montage.png'}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from g3n.models.pretrained import Run, load_weights, open_run
 from g3n.nifti import Grid
 from g3n.tasks.base import randn_like_samples
 from g3n.tasks.dit import DiTTaskConfig
-from g3n.tasks.forecast import ForecastTaskConfig, elapsed_gate, gated, start_from
+from g3n.tasks.forecast import ForecastTaskConfig, elapsed_gate, gated, source_channels, start_from, with_history
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Generator:
     run: Run
     device: torch.device
     start_noise: float = 1.0  # standard deviation of the noise at t = 0
+    history: int = 1  # scans a forecaster reads, the baseline among them
     gate_years: float | None = None  # of a forecaster whose change is gated by elapsed time
 
 
@@ -48,8 +50,8 @@ def open_forecaster(run_path: str | Path, device: str | None = None) -> Generato
     """A finished ``forecast`` run, EMA weights."""
     run = open_run(run_path, "forecast")
     config = build(ForecastTaskConfig, run.config["model"], "model")
-    opened = _open(run, config, DiT(config.net, source_channels=config.net.channels), config.noise, device)
-    return replace(opened, gate_years=config.gate_years if config.elapsed_gate else None)
+    opened = _open(run, config, DiT(config.net, source_channels(config)), config.noise, device)
+    return replace(opened, history=config.history, gate_years=config.gate_years if config.elapsed_gate else None)
 
 
 def _open(run: Run, config: DiTTaskConfig, model: DiT, noise: float, device: str | None) -> Generator:
@@ -124,16 +126,24 @@ def forecast(
     guidance: float = 1.0,
     sampler: Sampler = "heun",
     batch: int = 8,
+    earlier: Sequence[tuple[np.ndarray, float]] = (),
 ) -> Iterator[np.ndarray]:
     """One z-scored float32 [X, Y, Z] follow-up a target.
 
     volume: the baseline scan, float32 [X, Y, Z] raw intensities on ``generator.grid``, background 0. ``targets`` say what
-    differs from ``baseline`` at the follow-up (age, diagnosis). Raises G3nError as ``sample`` does.
+    differs from ``baseline`` at the follow-up (age, diagnosis). ``earlier`` are scans before the baseline as ``volume``, the latest
+    first, each with the years from it to the baseline; at most ``generator.history`` - 1. Raises G3nError as ``sample`` does.
     """
     conditions = [{**baseline, **t, "elapsed_years": float(e)} for t, e in zip(targets, elapsed_years, strict=True)]
     for condition in conditions:
         generator.variables.check(condition)
     latent_1NC = encode_scan(generator, volume)
+    read_1NC = latent_1NC
+    if generator.history > 1:
+        missing = generator.history - 1 - len(earlier)
+        latents = [encode_scan(generator, scan) for scan, _ in earlier] + [torch.zeros_like(latent_1NC)] * missing
+        years = torch.tensor([[float(y) for _, y in earlier] + [math.nan] * missing], device=generator.device)
+        read_1NC = with_history(latent_1NC, torch.stack(latents, dim=1), years)
     for i in range(0, len(conditions), batch):
         cond_BV = generator.variables.encode(conditions[i : i + batch]).to(generator.device)
         noise = randn_like_samples(torch.tensor(seeds[i : i + batch]), tuple(latent_1NC.shape[1:])).to(generator.device)
@@ -141,7 +151,9 @@ def forecast(
         gate_B = elapsed_gate(torch.tensor(elapsed_years[i : i + batch], device=source.device), generator.gate_years)
         start = start_from(source, noise, generator.start_noise, gate_B)
         gated_generator = replace(generator, model=gated(generator.model, gate_B))
-        yield from _solve(gated_generator, start, cond_BV, steps, guidance, sampler, source)
+        yield from _solve(
+            gated_generator, start, cond_BV, steps, guidance, sampler, read_1NC.expand(len(cond_BV), -1, -1)
+        )
 
 
 def encode_scan(generator: Generator, volume: np.ndarray) -> Tensor:

@@ -179,6 +179,7 @@ def write_forecasts(
     sampler: Sampler = "heun",
     batch: int = 8,
     center: bool = False,
+    earlier: Sequence[tuple[Path, float]] = (),
 ) -> list[dict[str, Any]]:
     """``volume-<n>.nii.gz`` for each target age and draw on the atlas grid, ``baseline.nii.gz`` on the same grid,
     ``volume-<n>_native.nii.gz`` at the baseline's own voxels, ``forecast.json`` and ``montage.png``; the records.
@@ -186,7 +187,8 @@ def write_forecasts(
     From two draws on also ``mean.nii.gz`` and ``spread.nii.gz`` over the draws (``mean-<target>.nii.gz`` where there are
     several target ages), each with its ``_native``. Intensities are those of the baseline, so the two can be subtracted.
 
-    ``variables`` are the baseline's and need ``age_years``. Raises G3nError before anything is written.
+    ``variables`` are the baseline's and need ``age_years``. ``earlier`` are scans before it, each with its age in years, for a
+    forecaster that reads several. Raises G3nError before anything is written.
     """
     age = variables.get("age_years")
     if age is None:
@@ -196,11 +198,19 @@ def write_forecasts(
         if not target >= float(age):
             raise G3nError(f"target age {target:g} is before the baseline's age {float(age):g}; give a later one")
         generator.variables.check({"age_years": target, "elapsed_years": target - float(age)})
+    if len(earlier) >= generator.history:
+        raise G3nError(
+            f"the forecaster reads at most {generator.history} scans (model.history), but {1 + len(earlier)} baselines are "
+            f"given; leave out the oldest"
+        )
+    latest_first = sorted(earlier, key=lambda scan: -scan[1])
     scan = read_scan(baseline, generator.grid, center)
+    before = [(read_scan(path, generator.grid, center), float(age) - years) for path, years in latest_first]
+    past = {"earlier": [{"sha256": s.sha256, "years_before": years} for s, years in before]} if before else {}
     plan = [(target, draw) for target in target_ages for draw in range(draws)]
     recipe = about(
         generator, baseline_sha256=scan.sha256, variables=dict(variables), target_ages=list(target_ages), draws=draws,
-        seed=seed, steps=steps, guidance=guidance, sampler=sampler, center=center,
+        seed=seed, steps=steps, guidance=guidance, sampler=sampler, center=center, **past,
     )  # fmt: skip
     records = {record["file"]: record for record in resume(output, recipe)}
     names = [f"volume-{i:05d}.nii.gz" for i in range(len(plan))]
@@ -208,6 +218,7 @@ def write_forecasts(
     made = forecast(
         generator, scan.volume, variables, [{"age_years": plan[i][0]} for i in todo],
         [plan[i][0] - float(age) for i in todo], [seed + plan[i][1] for i in todo], steps, guidance, sampler, batch,
+        [(s.volume, years) for s, years in before],
     )  # fmt: skip
     write_volume(output / "baseline.nii.gz", scan.volume, generator.grid.matrix)
     with progress_bar() as progress:

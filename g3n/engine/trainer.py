@@ -207,7 +207,9 @@ class Trainer:
         """
         config = self.config
         split = "val" if any(shard.samples for shard in self.index.splits.get("val", ())) else "train"
-        batch = next(eval_batches(self.index, config.data, self.task.kind, split, 1, 0, 1, config.seed))
+        batch = next(
+            eval_batches(self.index, config.data, self.task.kind, split, 1, 0, 1, config.seed, self.task.history)
+        )
         batch = batch.to(self.ranks.device)
         self.engine.eval()
         found = next(iter(self.task.eval_step(self.engine, batch).values())).double().mean().item()
@@ -293,7 +295,15 @@ class Trainer:
         data, ranks = self.config.data, self.ranks
         micro, state = self.config.trainer.micro_batch, self.cursors
         return TrainStream(
-            self.index, data, self.task.kind, micro, ranks.rank, ranks.world, self.config.seed, state=state
+            self.index,
+            data,
+            self.task.kind,
+            micro,
+            ranks.rank,
+            ranks.world,
+            self.config.seed,
+            state=state,
+            history=self.task.history,
         )
 
     def _on_signal(self, number: int, _frame: Any) -> None:
@@ -478,7 +488,15 @@ class Trainer:
         self.engine.eval()
         micro = settings.micro_batch
         batches = eval_batches(
-            self.index, self.config.data, self.task.kind, "val", micro, ranks.rank, ranks.world, self.config.seed
+            self.index,
+            self.config.data,
+            self.task.kind,
+            "val",
+            micro,
+            ranks.rank,
+            ranks.world,
+            self.config.seed,
+            self.task.history,
         )
         for i, host_batch in enumerate(batches):
             if settings.eval_batches is not None and i >= settings.eval_batches:

@@ -39,12 +39,15 @@ from g3n.tasks.dit import DiTTask, DiTTaskConfig, check_levels, draw, open_space
 class ForecastTaskConfig(DiTTaskConfig):
     noise: float = 0.1  # standard deviation added to the standardized baseline at t = 0
     elapsed_gate: bool = False  # scale noise and velocity by a function of elapsed time that is 0 at 0 years
+    history: int = 1  # scans of the past it reads: the baseline and those just before it, where there are any
     gate_years: float = 1.0  # tau: the gate is 0.63 there
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.noise < 0:
             raise ValueError(f"noise {self.noise} must be >= 0")
+        if self.history < 1:
+            raise ValueError(f"history {self.history} must be >= 1")
         if self.gate_years <= 0:
             raise ValueError(f"gate_years {self.gate_years} must be > 0")
         if "elapsed_years" not in self.net.variables:
@@ -73,6 +76,22 @@ def start_from(baseline_BNC: Tensor, noise_BNC: Tensor, std: float, gate_B: Tens
     return baseline_BNC + std * gate_B[:, None, None] * noise_BNC
 
 
+def source_channels(config: ForecastTaskConfig) -> int:
+    """Channels the network reads beside x_t."""
+    return config.net.channels + (config.history - 1) * (config.net.channels + 2)
+
+
+def with_history(baseline_BNC: Tensor, earlier_BHNC: Tensor, years_BH: Tensor) -> Tensor:
+    """The baseline's channels, and of each earlier visit, the latest first, its latent, the decades from it to the baseline and
+    a mask: [B, N, C + H (C + 2)]. Latents are standardized; a visit whose years are NaN is missing, all its channels 0."""
+    known_BH11 = ~years_BH.isnan()[..., None, None]
+    latents_BHNC = torch.where(known_BH11, earlier_BHNC, 0.0)
+    one_BHN1 = torch.ones_like(latents_BHNC[..., :1]) * known_BH11
+    decades_BHN1 = one_BHN1 * (years_BH.nan_to_num(0.0) / 10)[..., None, None]
+    channels_BHNK = torch.cat([latents_BHNC, decades_BHN1, one_BHN1], dim=-1)
+    return torch.cat([baseline_BNC, *channels_BHNK.unbind(1)], dim=-1)
+
+
 class ForecastTask:
     """Velocity matching from a baseline latent to a follow-up latent of the same subject and modality."""
 
@@ -80,15 +99,16 @@ class ForecastTask:
     name = "forecast"
     unit = "pairs"
     kind: Literal["pair"] = "pair"
+    history: int
 
     def __init__(self, config: ForecastTaskConfig, index: ShardIndex) -> None:
-        self.config, self.index = config, index
+        self.config, self.index, self.history = config, index, config.history
         self.space = open_space(config, index)
         self.variables = VariableSet(config.net.variables)
         check_levels(self.variables, index)
 
     def build(self) -> nn.Module:
-        net = DiT(self.config.net, source_channels=self.config.net.channels)
+        net = DiT(self.config.net, source_channels(self.config))
         net.latent_mean.copy_(self.space.mean)
         net.latent_scale.copy_(self.space.scale)
         return net
@@ -107,6 +127,13 @@ class ForecastTask:
         start = start_from(baseline, draws.noise.to(device), config.noise, self._gate(batch))
         return baseline, start, target, draws.t.to(device) ** config.time_power, draws.drop
 
+    def _source(self, batch: Batch, baseline_BNC: Tensor) -> Tensor:
+        """What the network reads beside x_t."""
+        if self.config.history == 1:
+            return baseline_BNC
+        earlier = self.space.standardize(batch.tensors["earlier"])
+        return with_history(baseline_BNC, earlier, batch.tensors["earlier_years"])
+
     def _gate(self, batch: Batch) -> Tensor:
         """[B]; of the true elapsed time, also where the network's copy of it is dropped."""
         return elapsed_gate(
@@ -124,7 +151,9 @@ class ForecastTask:
         cond_BV = self._conditions(batch)
         cond_BV = drop_variables(cond_BV, drop_BV) if training else cond_BV
         xt_BNC, velocity_BNC = path(start, target, t_B)
-        predicted = gated(model, self._gate(batch))(xt_BNC, t_B, cond_BV.to(xt_BNC.device), baseline)
+        predicted = gated(model, self._gate(batch))(
+            xt_BNC, t_B, cond_BV.to(xt_BNC.device), self._source(batch, baseline)
+        )
         return (predicted - velocity_BNC).square().mean(dim=(1, 2))
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -142,7 +171,7 @@ class ForecastTask:
         """Baseline, follow-up and forecast, all decoded."""
         baseline, start, target, _, _ = self._start(batch)
         cond_BV = self._conditions(batch).to(start.device)
-        velocity = gated(model, self._gate(batch))
-        drawn = integrate(lambda x, t: velocity(x, t, cond_BV, baseline), start, steps=20, sampler="euler")
+        velocity, source = gated(model, self._gate(batch)), self._source(batch, baseline)
+        drawn = integrate(lambda x, t: velocity(x, t, cond_BV, source), start, steps=20, sampler="euler")
         shown = [self.space.decode(z) for z in (baseline, target, drawn)]
         return {"forecast": picture(torch.stack(shown, dim=1))}

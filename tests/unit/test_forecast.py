@@ -17,7 +17,15 @@ from g3n.models.conditioning import VariableSet
 from g3n.models.dit import DiT
 from g3n.stream.samples import Batch
 from g3n.tasks.dit import draw
-from g3n.tasks.forecast import ForecastTask, ForecastTaskConfig, elapsed_gate, gated, start_from
+from g3n.tasks.forecast import (
+    ForecastTask,
+    ForecastTaskConfig,
+    elapsed_gate,
+    gated,
+    source_channels,
+    start_from,
+    with_history,
+)
 
 N, C = 8, 4
 PATTERN = torch.randn(N, C, generator=torch.Generator().manual_seed(7))  # what a year changes
@@ -149,3 +157,46 @@ def test_gate_years_must_be_positive() -> None:
     config = copy.deepcopy(task().config)
     with pytest.raises(ValueError, match="gate_years 0 must be > 0"):
         ForecastTaskConfig("none", config.net, gate_years=0)
+
+
+def test_history_channels() -> None:
+    """Latent, decades and mask of each earlier visit, all 0 where it is missing, whatever stands there."""
+    baseline, earlier = torch.randn(2, N, C), torch.randn(2, 2, N, C)
+    years = torch.tensor([[1.5, 4.0], [2.0, math.nan]])
+    source = with_history(baseline, earlier, years)
+    assert source.shape == (2, N, source_channels(task(history=3).config)) == (2, N, C + 2 * (C + 2))
+    assert torch.equal(source[..., :C], baseline)
+    assert torch.equal(source[0, :, C : 2 * C], earlier[0, 0])
+    assert source[0, :, [2 * C, 2 * C + 1, -2, -1]].unique(dim=0).tolist() == [pytest.approx([0.15, 1.0, 0.4, 1.0])]
+    assert torch.equal(source[1, :, C : 2 * C], earlier[1, 0])
+    assert not source[1, :, 2 * C + 2 :].any()
+    assert source_channels(task().config) == C
+
+
+def test_a_second_scan_tells_how_fast_a_subject_changes() -> None:
+    """Each subject has a rate of its own, which two scans show and one does not."""
+
+    def drawn(seed: int) -> Batch:
+        batch = pairs(seed)
+        rate = torch.rand(16, 1, 1, generator=torch.Generator().manual_seed(seed + 1_000_000)) * 2 - 0.5
+        elapsed, baseline = batch.tensors["elapsed_years"][:, None, None], batch.tensors["baseline"]
+        batch.tensors["target"] = baseline + 0.2 * rate * elapsed * PATTERN
+        batch.tensors["earlier"] = (baseline - 0.6 * rate * PATTERN)[:, None]  # three years before
+        batch.tensors["earlier_years"] = torch.full((16, 1), 3.0)
+        return batch
+
+    errors = {}
+    for history in (1, 2):
+        made = task(history=history, drop_each=0.0, drop_all=0.0)
+        torch.manual_seed(0)
+        model = DiT(made.config.net, source_channels(made.config))
+        optimizer = torch.optim.Adam(model.parameters(), lr=6e-3)
+        for step in range(200):
+            optimizer.zero_grad()
+            made.loss(model, drawn(step))[0].backward()
+            optimizer.step()
+        with torch.no_grad():
+            errors[history] = (
+                sum(float(made.eval_step(model, drawn(5000 + i))["velocity"].mean()) for i in range(4)) / 4
+            )
+    assert errors[2] < 0.7 * errors[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
+from g3n import cli
 from g3n.config import G3nError
 from g3n.nifti import BRAIN_CENTER_MM, atlas_grid, read_volume
 from g3n.outputs import write_forecasts
@@ -148,3 +150,44 @@ def test_a_forecast_goes_on_and_refuses_another_recipe(tmp_path: Path) -> None:
     assert {f.name: f.read_bytes() for f in (tmp_path / "out").iterdir()} == first
     with pytest.raises(G3nError, match="holds something else"):
         call(seed=1)
+
+
+def test_earlier_scans_are_read_with_their_years(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This model's velocity is what is told of the scan of the past: its latent times the decades since."""
+    names = {60.0: "a", 57.5: "b", 50.0: "c"}
+    for i, name in enumerate(names.values()):
+        points = pixels.world(pixels.GRID.shape, pixels.GRID.matrix)
+        volume = (300 + points[..., i]) * pixels.ball(points)
+        nib.save(nib.Nifti1Image(volume.astype(np.float32), pixels.GRID.matrix), tmp_path / f"{name}.nii.gz")
+
+    def model(x: Tensor, t: Tensor, cond: Tensor, source: Tensor) -> Tensor:
+        first, second = source[..., 1:4], source[..., 4:7]
+        return first[..., :1] * first[..., 1:2] + 10 * second[..., :1] * second[..., 1:2] - source[..., :1]
+
+    made = dataclasses.replace(pixels.generator(model, 0.0), history=3)
+    monkeypatch.setattr("g3n.generate.open_forecaster", lambda run, device: made)
+
+    def call(output: str, ages: tuple[float, ...]) -> int:
+        words = [w for age in ages for w in ("--baseline", f"{tmp_path}/{names[age]}.nii.gz", "--age", str(age))]
+        line = ["g3n", "forecast", "--run", "x", *words, "--target-age", "65", "--output", f"{tmp_path}/{output}"]
+        monkeypatch.setattr("sys.argv", [*line, "--steps", "1"])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return int(end.value.code or 0)
+
+    assert call("out", (50.0, 60.0, 57.5)) == 0  # in any order
+    record = json.loads((tmp_path / "out/forecast.json").read_text())
+    assert [scan["years_before"] for scan in record["earlier"]] == [2.5, 10.0]
+    assert record["variables"]["age_years"] == 60.0
+    baseline, earlier, oldest = (read_volume(tmp_path / f"{name}.nii.gz")[0] for name in "abc")
+    found = read_volume(tmp_path / "out/volume-00000.nii.gz")[0]
+    brain = found != 0
+    zs = [(v - v[v != 0].mean()) / v[v != 0].std() for v in (earlier, oldest)]
+    mean, std = baseline[baseline != 0].mean(), baseline[baseline != 0].std()
+    expected = np.maximum(mean + std * (0.25 * zs[0] + 10 * 1.0 * zs[1]), 1e-3 * std)
+    assert np.allclose(found[brain], expected[brain], rtol=1e-3, atol=0.1)
+    assert call("alone", (60.0,)) == 0
+    assert "earlier" not in json.loads((tmp_path / "alone/forecast.json").read_text())
+    monkeypatch.setattr("g3n.generate.open_forecaster", lambda run, device: dataclasses.replace(made, history=2))
+    assert call("many", (50.0, 60.0, 57.5)) == 2
+    assert not (tmp_path / "many").exists()
