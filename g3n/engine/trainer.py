@@ -295,16 +295,9 @@ class Trainer:
         data, ranks = self.config.data, self.ranks
         micro, state = self.config.trainer.micro_batch, self.cursors
         return TrainStream(
-            self.index,
-            data,
-            self.task.kind,
-            micro,
-            ranks.rank,
-            ranks.world,
-            self.config.seed,
-            state=state,
+            self.index, data, self.task.kind, micro, ranks.rank, ranks.world, self.config.seed, state=state,
             history=self.task.history,
-        )
+        )  # fmt: skip
 
     def _on_signal(self, number: int, _frame: Any) -> None:
         self.signal = number
@@ -488,16 +481,9 @@ class Trainer:
         self.engine.eval()
         micro = settings.micro_batch
         batches = eval_batches(
-            self.index,
-            self.config.data,
-            self.task.kind,
-            "val",
-            micro,
-            ranks.rank,
-            ranks.world,
-            self.config.seed,
+            self.index, self.config.data, self.task.kind, "val", micro, ranks.rank, ranks.world, self.config.seed,
             self.task.history,
-        )
+        )  # fmt: skip
         for i, host_batch in enumerate(batches):
             if settings.eval_batches is not None and i >= settings.eval_batches:
                 break

@@ -56,7 +56,7 @@ def write_difference_montage(
 ) -> None:
     """A PNG with a row for each list of z-scored LPS volumes [X, Y, Z]: their middle axial slices, then each but the first
     minus the first. Blue is below the first and red above; the bar gives the scale, in the brain's standard deviations, which
-    ends at the 99.5th percentile of all that differs.
+    ends at the 99.5th percentile of all that differs. Where one of the two has background, that counts as the brain's mean.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
