@@ -16,7 +16,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    help="Use trained models: **sample** volumes, **forecast** a follow-up scan, **evaluate** a run; **doctor** shows "
+    help="Use trained models: **sample** volumes, **forecast** a follow-up scan, see the same brain under other conditions "
+    "(**counterfactual**), **evaluate** a run; **doctor** shows "
     "what this machine has. Models are trained by `deepspeed g3n/train.py`, data is prepared by `python -m data_prep`.",
 )
 evaluate_app = typer.Typer(
@@ -150,8 +151,10 @@ def sample(
 @app.command()
 def forecast(
     run: Annotated[Path, typer.Option(help="Run folder of the forecast task.")],
-    baseline: Annotated[Path, typer.Option(help="NIfTI of the baseline, any orientation and spacing.")],
-    age: Annotated[float, typer.Option(help="Age at the baseline, years.")],
+    baseline: Annotated[
+        list[Path], typer.Option(help="NIfTI, any orientation and spacing; repeatable with an --age each.")
+    ],
+    age: Annotated[list[float], typer.Option(help="Age at the baseline, years; one for each --baseline.")],
     target_age: Annotated[list[float], typer.Option(help="Age at the follow-up, years; repeatable.")],
     output: Output,
     modality: Modality = None,
@@ -172,19 +175,88 @@ def forecast(
     """Forecast a patient's follow-up scan from the baseline.
 
     The baseline must look like the training scans: skull-stripped if they were. Writes baseline and follow-ups on the atlas
-    grid in the baseline's intensities, `montage.png` and `forecast.json`.
+    grid in the baseline's intensities, follow-ups also at the baseline's own voxels (`_native`), with `--draws` mean and spread
+    over them, `montage.png` and `forecast.json`. A run trained with `model.history` above 1 also reads earlier scans: repeat
+    `--baseline` and `--age`.
 
     Example: `g3n forecast --run runs/demo/forecast --baseline scan.nii.gz --modality T1 --age 70 --target-age 73 --output out`
     """
     from g3n.generate import open_forecaster
     from g3n.outputs import write_forecasts
 
-    given = conditions_of(modality, age, sex, diagnosis, cohort, field_strength, set_)
+    if len(baseline) != len(age) or len(set(age)) < len(age):
+        raise G3nError(f"{len(baseline)} --baseline and {len(age)} --age given; give one age for each, all different")
+    *earlier, (latest, years) = sorted(zip(baseline, age, strict=True), key=lambda scan: scan[1])
+    given = conditions_of(modality, years, sex, diagnosis, cohort, field_strength, set_)
     generator = open_forecaster(run, device)
     made = write_forecasts(
-        generator, baseline, given, target_age, output, draws, seed, steps, guidance, sampler.value, batch, center
+        generator,
+        latest,
+        given,
+        target_age,
+        output,
+        draws,
+        seed,
+        steps,
+        guidance,
+        sampler.value,
+        batch,
+        center,
+        earlier,
     )
     typer.echo(f"{len(made)} forecasts in {output}, picture {output / 'montage.png'}")
+
+
+@app.command()
+def counterfactual(
+    run: Annotated[Path, typer.Option(help="Run folder of the dit task.")],
+    vary: Annotated[str, typer.Option(help="One variable and its values, such as age_years=30,50,70.")],
+    output: Output,
+    baseline: Annotated[
+        Path | None, typer.Option(help="NIfTI of a real scan to edit; its own variables as options.")
+    ] = None,
+    modality: Modality = None,
+    age: Age = None,
+    sex: Sex = None,
+    diagnosis: Diagnosis = None,
+    cohort: Cohort = None,
+    field_strength: FieldStrength = None,
+    set_: Set = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Noises to draw from (not for a scan, which has its own).")] = 1,
+    seed: Seed = 0,
+    steps: Steps = 50,
+    guidance: Annotated[float | None, typer.Option(min=0, help="Default: 2 for drawn volumes, 1 for a scan.")] = None,
+    sampler: SamplerOption = SamplerName.HEUN,
+    batch: Batch = 8,
+    center: Annotated[bool, typer.Option("--center", help="Place the scan's center on the atlas's, always.")] = False,
+    device: Device = None,
+) -> None:
+    """The same brain under other conditions: one variable varies, the noise stays.
+
+    Without `--baseline` volumes are drawn; with it a real scan is taken back to the noise it would have come from and made
+    again under other conditions. Writes volumes and signed differences on the atlas grid, `montage.png` and
+    `counterfactual.json` with ventricle and brain volumes.
+
+    Example: `g3n counterfactual --run runs/demo/dit --modality T1 --sex F --vary age_years=30,50,70 --seeds 4 --output out`
+
+    Example: `g3n counterfactual --run runs/demo/dit --baseline scan.nii.gz --modality T1 --age 62 --vary age_years=75,85
+    --output out`
+    """
+    from g3n.counterfactual import read_varied, write_counterfactuals, write_edits
+    from g3n.generate import open_generator
+
+    given = conditions_of(modality, age, sex, diagnosis, cohort, field_strength, set_)
+    if baseline is not None and (seeds != 1 or seed != 0 or sampler != SamplerName.HEUN):
+        raise G3nError("a scan has its own noise and is solved by heun; leave out --seeds, --seed and --sampler")
+    generator = open_generator(run, device)
+    varied = read_varied(vary, generator.variables)
+    if baseline is None:
+        strength = 2.0 if guidance is None else guidance
+        write_counterfactuals(generator, given, varied, output, seeds, seed, steps, strength, sampler.value, batch)
+    else:
+        strength = 1.0 if guidance is None else guidance
+        write_edits(generator, baseline, given, varied, output, steps, strength, batch, center)
+    typer.echo(f"volumes and differences in {output}, picture {output / 'montage.png'}")
 
 
 @evaluate_app.command()

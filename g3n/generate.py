@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from g3n.config import G3nError, build
 from g3n.flow import Sampler, guided, integrate
@@ -20,14 +21,14 @@ from g3n.models.pretrained import Run, load_weights, open_run
 from g3n.nifti import Grid
 from g3n.tasks.base import randn_like_samples
 from g3n.tasks.dit import DiTTaskConfig
-from g3n.tasks.forecast import ForecastTaskConfig
+from g3n.tasks.forecast import ForecastTaskConfig, elapsed_gate, gated, source_channels, start_from, with_history
 
 
 @dataclass(frozen=True)
 class Generator:
     """A trained flow with everything needed to turn conditions into volumes."""
 
-    model: nn.Module
+    model: Callable[..., Tensor]
     space: LatentSpace
     variables: VariableSet
     grid: Grid
@@ -35,6 +36,8 @@ class Generator:
     device: torch.device
     start_noise: float = 1.0  # standard deviation of the noise at t = 0
     shift: float = 1.0  # of the times it was trained at, and of the sampler's steps unless told otherwise
+    history: int = 1  # scans a forecaster reads, the baseline among them
+    gate_years: float | None = None  # of a forecaster whose change is gated by elapsed time
 
 
 def open_generator(run_path: str | Path, device: str | None = None) -> Generator:
@@ -48,7 +51,8 @@ def open_forecaster(run_path: str | Path, device: str | None = None) -> Generato
     """A finished ``forecast`` run, EMA weights."""
     run = open_run(run_path, "forecast")
     config = build(ForecastTaskConfig, run.config["model"], "model")
-    return _open(run, config, DiT(config.net, source_channels=config.net.channels), config.noise, device)
+    opened = _open(run, config, DiT(config.net, source_channels(config)), config.noise, device)
+    return replace(opened, history=config.history, gate_years=config.gate_years if config.elapsed_gate else None)
 
 
 def _open(run: Run, config: DiTTaskConfig, model: DiT, noise: float, device: str | None) -> Generator:
@@ -131,24 +135,44 @@ def forecast(
     guidance: float = 1.0,
     sampler: Sampler = "heun",
     batch: int = 8,
+    earlier: Sequence[tuple[np.ndarray, float]] = (),
 ) -> Iterator[np.ndarray]:
     """One z-scored float32 [X, Y, Z] follow-up a target.
 
     volume: the baseline scan, float32 [X, Y, Z] raw intensities on ``generator.grid``, background 0. ``targets`` say what
-    differs from ``baseline`` at the follow-up (age, diagnosis). Raises G3nError as ``sample`` does.
+    differs from ``baseline`` at the follow-up (age, diagnosis). ``earlier`` are scans before the baseline as ``volume``, the latest
+    first, each with the years from it to the baseline; at most ``generator.history`` - 1. Raises G3nError as ``sample`` does.
     """
     conditions = [{**baseline, **t, "elapsed_years": float(e)} for t, e in zip(targets, elapsed_years, strict=True)]
     for condition in conditions:
         generator.variables.check(condition)
+    latent_1NC = encode_scan(generator, volume)
+    read_1NC = latent_1NC
+    if generator.history > 1:
+        missing = generator.history - 1 - len(earlier)
+        latents = [encode_scan(generator, scan) for scan, _ in earlier] + [torch.zeros_like(latent_1NC)] * missing
+        years = torch.tensor([[float(y) for _, y in earlier] + [math.nan] * missing], device=generator.device)
+        read_1NC = with_history(latent_1NC, torch.stack(latents, dim=1), years)
+    for i in range(0, len(conditions), batch):
+        cond_BV = generator.variables.encode(conditions[i : i + batch]).to(generator.device)
+        noise = randn_like_samples(torch.tensor(seeds[i : i + batch]), tuple(latent_1NC.shape[1:])).to(generator.device)
+        source = latent_1NC.expand(len(cond_BV), -1, -1)
+        gate_B = elapsed_gate(torch.tensor(elapsed_years[i : i + batch], device=source.device), generator.gate_years)
+        start = start_from(source, noise, generator.start_noise, gate_B)
+        gated_generator = replace(generator, model=gated(generator.model, gate_B))
+        yield from _solve(
+            gated_generator, start, cond_BV, steps, guidance, sampler, read_1NC.expand(len(cond_BV), -1, -1)
+        )
+
+
+def encode_scan(generator: Generator, volume: np.ndarray) -> Tensor:
+    """Standardized latent float32 [1, N, C] of a scan, [X, Y, Z] raw intensities on ``generator.grid``, background 0.
+
+    Raises G3nError for an empty or constant scan.
+    """
     brain = volume[volume != 0]
     if brain.size == 0 or float(brain.std()) == 0:
         raise G3nError("the baseline scan is empty or constant on the model's grid; check its affine and orientation")
     x = torch.from_numpy(np.ascontiguousarray(volume, dtype=np.float32))[None].to(generator.device)
     mean, rstd = (torch.tensor([float(s)], device=generator.device) for s in (brain.mean(), 1 / brain.std()))
-    latent_1NC = generator.space.encode(x, mean, rstd)
-    for i in range(0, len(conditions), batch):
-        cond_BV = generator.variables.encode(conditions[i : i + batch]).to(generator.device)
-        noise = randn_like_samples(torch.tensor(seeds[i : i + batch]), tuple(latent_1NC.shape[1:])).to(generator.device)
-        source = latent_1NC.expand(len(cond_BV), -1, -1)
-        start = source + generator.start_noise * noise
-        yield from _solve(generator, start, cond_BV, steps, guidance, sampler, source)
+    return generator.space.encode(x, mean, rstd)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from g3n.flow import Sampler
 from g3n.generate import Generator, forecast, sample
 from g3n.meters import progress_bar
 from g3n.models.conditioning import VariableSet
-from g3n.nifti import place_on_atlas, read_volume, to_grid, write_volume
+from g3n.nifti import Grid, place_on_atlas, read_volume, resample, to_grid, write_volume
 
 BRAIN_MEAN, BRAIN_STD = 500.0, 100.0  # intensities of a generated volume: 500 + 100 z in the brain, background 0
 SHOWN = 8
@@ -102,7 +103,7 @@ def about(generator: Generator, **more: Any) -> dict[str, Any]:
     return {"run": str(generator.run.path), "step": generator.run.step, **more}
 
 
-def _start(output: Path, recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
+def resume(output: Path, recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Records of volumes that an earlier call with the same recipe finished. Raises G3nError for another recipe's."""
     plan = output / "recipe.json"
     if plan.is_file() and json.loads(plan.read_text()) == json.loads(json.dumps(recipe)):
@@ -114,10 +115,36 @@ def _start(output: Path, recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
     return []
 
 
-def _sha256(path: Path) -> str:
-    """Of a file's bytes: names of files may hold names of people, so no JSON repeats them."""
+@dataclass(frozen=True)
+class Scan:
+    """A scan of the user's on a model's grid, and the way back. Its name is not kept: names of files may be names of people."""
+
+    sha256: str  # of the file
+    volume: np.ndarray  # float32 [X, Y, Z] intensities on the model's grid, background 0
+    mean: float  # of the brain there
+    std: float
+    affine: np.ndarray  # the file's own
+    native: Grid  # its voxels, in the world of the atlas: moved where the scan had to be centered
+
+
+def read_scan(path: Path, grid: Grid, center: bool = False) -> Scan:
+    """A NIfTI of any orientation and spacing on ``grid``. Raises G3nError for a damaged file or no brain there."""
+    raw, affine = read_volume(path)
+    placed = place_on_atlas(raw, affine, always=center)
+    volume = to_grid(raw, placed, grid)
+    brain = volume[volume != 0]
+    if brain.size == 0 or float(brain.std()) == 0:
+        raise G3nError(f"'{path}' has no brain on the atlas grid; is its affine right? try --center")
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    native = Grid(raw.shape, tuple(tuple(row) for row in placed.tolist()))
+    return Scan(sha256, volume, float(brain.mean()), float(brain.std()), affine, native)
+
+
+def write_native(path: Path, volume: np.ndarray, grid: Grid, scan: Scan) -> None:
+    """``volume`` [X, Y, Z] >= 0 on ``grid`` at the scan's own voxels, with the scan's own affine, so that it overlays the
+    file. Background stays exactly 0; what lies outside of ``grid`` is 0."""
+    write_volume(path, to_grid(volume, grid.matrix, scan.native), scan.affine)
 
 
 def _label(condition: Mapping[str, Any]) -> str:
@@ -151,7 +178,7 @@ def write_samples(
         generator, conditions=list(conditions), seed=seed, alike=alike, steps=steps, guidance=guidance,
         guidance_interval=list(interval), sampler=sampler, shift=generator.shift if shift is None else shift,
     )  # fmt: skip
-    records = {record["file"]: record for record in _start(output, recipe)}
+    records = {record["file"]: record for record in resume(output, recipe)}
     names = [f"volume-{i:05d}.nii.gz" for i in range(len(conditions))]
     todo = [i for i, name in enumerate(names) if name not in records]
     volumes = sample(
@@ -209,11 +236,16 @@ def write_forecasts(
     sampler: Sampler = "heun",
     batch: int = 8,
     center: bool = False,
+    earlier: Sequence[tuple[Path, float]] = (),
 ) -> list[dict[str, Any]]:
     """``volume-<n>.nii.gz`` for each target age and draw on the atlas grid, ``baseline.nii.gz`` on the same grid,
-    ``forecast.json`` and ``montage.png``; the records. Intensities are those of the baseline, so the two can be subtracted.
+    ``volume-<n>_native.nii.gz`` at the baseline's own voxels, ``forecast.json`` and ``montage.png``; the records.
 
-    ``variables`` are the baseline's and need ``age_years``. Raises G3nError before anything is written.
+    From two draws on also ``mean.nii.gz`` and ``spread.nii.gz`` over the draws (``mean-<target>.nii.gz`` where there are
+    several target ages), each with its ``_native``. Intensities are those of the baseline, so the two can be subtracted.
+
+    ``variables`` are the baseline's and need ``age_years``. ``earlier`` are scans before it, each with its age in years, for a
+    forecaster that reads several. Raises G3nError before anything is written.
     """
     age = variables.get("age_years")
     if age is None:
@@ -223,35 +255,85 @@ def write_forecasts(
         if not target >= float(age):
             raise G3nError(f"target age {target:g} is before the baseline's age {float(age):g}; give a later one")
         generator.variables.check({"age_years": target, "elapsed_years": target - float(age)})
-    raw, affine = read_volume(baseline)
-    volume = to_grid(raw, place_on_atlas(raw, affine, always=center), generator.grid)
-    brain = volume[volume != 0]
-    if brain.size == 0:
-        raise G3nError(f"'{baseline}' has no brain on the atlas grid; is its affine right? try --center")
-    mean, std = float(brain.mean()), float(brain.std())
+    if len(earlier) >= generator.history:
+        raise G3nError(
+            f"the forecaster reads at most {generator.history} scans (model.history), but {1 + len(earlier)} baselines are "
+            f"given; leave out the oldest"
+        )
+    latest_first = sorted(earlier, key=lambda scan: -scan[1])
+    scan = read_scan(baseline, generator.grid, center)
+    before = [(read_scan(path, generator.grid, center), float(age) - years) for path, years in latest_first]
+    past = {"earlier": [{"sha256": s.sha256, "years_before": years} for s, years in before]} if before else {}
     plan = [(target, draw) for target in target_ages for draw in range(draws)]
     recipe = about(
-        generator, baseline_sha256=_sha256(baseline), variables=dict(variables), target_ages=list(target_ages), draws=draws,
-        seed=seed, steps=steps, guidance=guidance, sampler=sampler, center=center,
+        generator, baseline_sha256=scan.sha256, variables=dict(variables), target_ages=list(target_ages), draws=draws,
+        seed=seed, steps=steps, guidance=guidance, sampler=sampler, center=center, **past,
     )  # fmt: skip
-    records = {record["file"]: record for record in _start(output, recipe)}
+    records = {record["file"]: record for record in resume(output, recipe)}
     names = [f"volume-{i:05d}.nii.gz" for i in range(len(plan))]
     todo = [i for i, name in enumerate(names) if name not in records]
     made = forecast(
-        generator, volume, variables, [{"age_years": plan[i][0]} for i in todo],
+        generator, scan.volume, variables, [{"age_years": plan[i][0]} for i in todo],
         [plan[i][0] - float(age) for i in todo], [seed + plan[i][1] for i in todo], steps, guidance, sampler, batch,
+        [(s.volume, years) for s, years in before],
     )  # fmt: skip
-    write_volume(output / "baseline.nii.gz", volume, generator.grid.matrix)
+    write_volume(output / "baseline.nii.gz", scan.volume, generator.grid.matrix)
     with progress_bar() as progress:
         bar = progress.add_task("forecast", total=len(names), completed=len(names) - len(todo))
         for i, z_XYZ in zip(todo, made, strict=True):
-            record: dict[str, Any] = {"file": names[i], "target_age_years": plan[i][0], "seed": seed + plan[i][1]}
-            _write(generator, output, names[i], to_intensity(z_XYZ, mean, std), record, variables.get("modality"))
+            volume = to_intensity(z_XYZ, scan.mean, scan.std)
+            native = names[i].replace(".nii.gz", "_native.nii.gz")
+            record: dict[str, Any] = {"file": names[i], "native": native, "target_age_years": plan[i][0]}
+            record["seed"] = seed + plan[i][1]
+            write_native(output / native, volume, generator.grid, scan)
+            _write(generator, output, names[i], volume, record, variables.get("modality"))
             records[names[i]] = record
             progress.advance(bar)
     done = [records[name] for name in names]
-    write_json(output / "forecast.json", {**recipe, "volumes": done})
-    columns = [(f"baseline {float(age):g}", np.where(volume == 0, 0, (volume - mean) / std))]
-    columns += [(f"{r['target_age_years']:g}", _back(output / r["file"], mean, std)) for r in done[: SHOWN - 1]]
+    of_targets: list[dict[str, Any]] = []
+    for i, target in enumerate(target_ages):
+        of_target = done[i * draws : (i + 1) * draws]
+        of_targets.append({"target_age_years": target, **_over_draws(of_target)})
+        if draws > 1:
+            suffix = "" if len(target_ages) == 1 else f"-{i:02d}"
+            of_targets[-1] |= _write_mean_and_spread(generator, output, scan, of_target, suffix)
+    write_json(output / "forecast.json", {**recipe, "targets": of_targets, "volumes": done})
+    columns = [(f"baseline {float(age):g}", _back(output / "baseline.nii.gz", scan.mean, scan.std))]
+    columns += [
+        (f"{r['target_age_years']:g}", _back(output / r["file"], scan.mean, scan.std)) for r in done[: SHOWN - 1]
+    ]
     write_montage(output / "montage.png", columns)
     return done
+
+
+def _over_draws(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Ventricle volume over the draws of one target: mean, and standard deviation from two draws on."""
+    ml = [record["ventricle_ml"] for record in records if "ventricle_ml" in record]
+    mean = {"ventricle_ml_mean": float(np.mean(ml))} if ml else {}
+    return {**mean, "ventricle_ml_spread": float(np.std(ml, ddof=1))} if len(ml) > 1 else mean
+
+
+def _write_mean_and_spread(
+    generator: Generator, output: Path, scan: Scan, records: Sequence[Mapping[str, Any]], suffix: str
+) -> dict[str, str]:
+    """Voxel-wise mean and standard deviation (n - 1) over draws, on the grid and at the scan's voxels; the files' names.
+
+    Background counts as 0, so the spread at the brain's edge says how sure its outline is.
+    """
+    files = [output / record["file"] for record in records]
+    total = np.zeros(generator.grid.shape, np.float64)
+    for file in files:
+        total += read_volume(file)[0]
+    mean = total / len(files)
+    squares = np.zeros_like(mean)
+    for file in files:
+        squares += (read_volume(file)[0] - mean) ** 2
+    spread = np.sqrt(squares / (len(files) - 1)).astype(np.float32)
+    names = {what: f"{what}{suffix}.nii.gz" for what in ("mean", "spread")}
+    names |= {f"{what}_native": f"{what}{suffix}_native.nii.gz" for what in ("mean", "spread")}
+    write_volume(output / names["mean"], mean.astype(np.float32), generator.grid.matrix)
+    write_volume(output / names["spread"], spread, generator.grid.matrix)
+    write_native(output / names["mean_native"], mean, generator.grid, scan)
+    at_scan = np.maximum(resample(spread, generator.grid.matrix, scan.native), 0)  # 0 is a value here, not background
+    write_volume(output / names["spread_native"], at_scan, scan.affine)
+    return names

@@ -120,7 +120,7 @@ def describe(config: Config, task: Any, index: ShardIndex, gpus: memory_plan.GPU
     settings = config.trainer
     module = task.build()
     split = next(name for name, shards in index.splits.items() if any(shard.samples for shard in shards))
-    batch = next(eval_batches(index, config.data, task.kind, split, 1, 0, 1, config.seed))
+    batch = next(eval_batches(index, config.data, task.kind, split, 1, 0, 1, config.seed, task.history))
     tree = deepspeed_config(settings, config.optim, gpus.count, config.deepspeed)
     planner = memory_plan.Planner(task, module, batch, gpus, int(tree["zero_optimization"]["reduce_bucket_size"]))
     samples = sum(len(shard.samples) for shard in index.splits["train"])

@@ -224,7 +224,9 @@ class Trainer:
         """
         config = self.config
         split = "val" if any(shard.samples for shard in self.index.splits.get("val", ())) else "train"
-        batch = next(eval_batches(self.index, config.data, self.task.kind, split, 1, 0, 1, config.seed))
+        batch = next(
+            eval_batches(self.index, config.data, self.task.kind, split, 1, 0, 1, config.seed, self.task.history)
+        )
         batch = batch.to(self.ranks.device)
         self.engine.eval()
         found = next(iter(self.task.eval_step(self.engine, batch).values())).double().mean().item()
@@ -310,8 +312,9 @@ class Trainer:
         data, ranks = self.config.data, self.ranks
         micro, state = self.config.trainer.micro_batch, self.cursors
         return TrainStream(
-            self.index, data, self.task.kind, micro, ranks.rank, ranks.world, self.config.seed, state=state
-        )
+            self.index, data, self.task.kind, micro, ranks.rank, ranks.world, self.config.seed, state=state,
+            history=self.task.history,
+        )  # fmt: skip
 
     def _on_signal(self, number: int, _frame: Any) -> None:
         self.signal = number
@@ -495,8 +498,9 @@ class Trainer:
         self.engine.eval()
         micro = settings.micro_batch
         batches = eval_batches(
-            self.index, self.config.data, self.task.kind, "val", micro, ranks.rank, ranks.world, self.config.seed
-        )
+            self.index, self.config.data, self.task.kind, "val", micro, ranks.rank, ranks.world, self.config.seed,
+            self.task.history,
+        )  # fmt: skip
         for i, host_batch in enumerate(batches):
             if settings.eval_batches is not None and i >= settings.eval_batches:
                 break

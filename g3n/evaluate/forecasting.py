@@ -18,7 +18,7 @@ from g3n.meters import progress_bar
 from g3n.stream.index import load_index
 from g3n.stream.lanes import eval_batches
 from g3n.tasks.base import randn_like_samples
-from g3n.tasks.forecast import with_elapsed
+from g3n.tasks.forecast import elapsed_gate, gated, start_from, with_elapsed, with_history
 
 COLUMNS = ("psnr_db", "no_change_psnr_db", "psnr_gain_db", "ventricle_error_ml", "no_change_ventricle_error_ml")
 
@@ -40,13 +40,18 @@ def evaluate_forecasting(
     space = generator.space
     with progress_bar() as progress:
         bar = progress.add_task("forecast", total=None)
-        for b in eval_batches(index, None, "pair", split, batch, rank=0, world=1, seed=0):
+        for b in eval_batches(index, None, "pair", split, batch, rank=0, world=1, seed=0, history=generator.history):
             elapsed = b.tensors["elapsed_years"]
             cond_BV = generator.variables.encode(with_elapsed(b.variables, elapsed)).to(generator.device)
             source, target = (space.standardize(b.tensors[k].to(generator.device)) for k in ("baseline", "target"))
             noise = randn_like_samples(b.seeds, tuple(source.shape[1:])).to(generator.device)
-            start = source + generator.start_noise * noise
-            made = integrate(lambda x, t: generator.model(x, t, cond_BV, source), start, steps, shift=generator.shift)  # noqa: B023
+            gate_B = elapsed_gate(elapsed.to(generator.device), generator.gate_years)
+            start = start_from(source, noise, generator.start_noise, gate_B)
+            velocity, read = gated(generator.model, gate_B), source
+            if generator.history > 1:
+                earlier, years = (b.tensors[k].to(generator.device) for k in ("earlier", "earlier_years"))
+                read = with_history(source, space.standardize(earlier), years)
+            made = integrate(lambda x, t: velocity(x, t, cond_BV, read), start, steps, shift=generator.shift)  # noqa: B023
             baseline, follow_up, forecast = (space.decode(z).cpu() for z in (source, target, made))
             ours, none = psnr_db(forecast, follow_up), psnr_db(baseline, follow_up)
             for i in range(len(b)):

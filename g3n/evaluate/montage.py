@@ -49,3 +49,49 @@ def write_montage(path: str | Path, columns: Sequence[tuple[str, np.ndarray]], t
     part = path.with_name(f".{path.name}.part")
     figure.savefig(part, format="png")
     part.replace(path)
+
+
+def write_difference_montage(
+    path: str | Path, rows: Sequence[Sequence[np.ndarray]], labels: Sequence[str], title: str = ""
+) -> None:
+    """A PNG with a row for each list of z-scored LPS volumes [X, Y, Z]: their middle axial slices, then each but the first
+    minus the first. Blue is below the first and red above; the bar gives the scale, in the brain's standard deviations, which
+    ends at the 99.5th percentile of all that differs. Where one of the two has background, that counts as the brain's mean.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    slices = [[planes(volume)[0] for volume in row] for row in rows]
+    changes = [[image - row[0] for image in row[1:]] for row in slices]
+    sizes = np.abs(np.concatenate([change.ravel() for row in changes for change in row]))
+    limit = float(np.percentile(sizes[sizes > 0], 99.5)) if (sizes > 0).any() else 1.0
+    n = len(labels)
+    height, width = slices[0][0].shape
+    columns, inch = 2 * n - 1, 1.5
+    tight = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
+    size = (inch * columns + 0.9, inch * height / width * len(rows) + 0.7)
+    figure = Figure(figsize=size, dpi=150, layout=tight)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for r, row in enumerate(slices):
+        for c, image in enumerate(row):
+            axes[r, c].imshow(to_gray(image), cmap="gray", vmin=0, vmax=1, interpolation="bilinear")
+        for c, change in enumerate(changes[r]):
+            drawn = axes[r, n + c].imshow(change, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for c, label in enumerate(labels):
+        axes[0, c].set_title(label, fontsize=8)
+        if c:
+            axes[0, n + c - 1].set_title(f"{label} \N{MINUS SIGN} {labels[0]}", fontsize=8)
+    bar = figure.colorbar(drawn, ax=axes, fraction=0.03, pad=0.01, aspect=12 * len(rows))
+    bar.set_label("change (SD of the brain)", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    if title:
+        figure.suptitle(title, fontsize=10)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    figure.savefig(part, format="png", facecolor="white")
+    part.replace(path)

@@ -77,9 +77,9 @@ class _RankItems:
 
     def __init__(
         self, index: ShardIndex, config: StreamConfig, kind: Kind, split: str, rank: int, world: int, seed: int,
-        state: cursors.State,
+        state: cursors.State, history: int,
     ) -> None:  # fmt: skip
-        self.index, self.kind, self.workers = index, kind, config.workers
+        self.index, self.kind, self.workers, self.history = index, kind, config.workers, history
         self.keep = Keep(config.keep_gib)
         self.rank, self.world, self.seed, self.state = rank, world, seed, state
         lane_sources = share_lanes([source.weight for source in index.sources], config.lanes)
@@ -104,7 +104,7 @@ class _RankItems:
             place = order.instead(lane, position, attempt) if attempt else order.locate(lane, position)
             shard, samples = self.units[place.shard]
             sample = samples[place.sample]
-            visits = draw_visits(self.kind, sample.visits, seed)
+            visits = draw_visits(self.kind, sample.visits, seed, self.history)
             try:
                 item = read_item(self.index, shard, sample, visits, self.keep)
             except Damage as error:
@@ -163,10 +163,11 @@ class TrainStream:
         seed: int,
         split: str = "train",
         state: cursors.State | None = None,
+        history: int = 1,
     ) -> None:
         check_kind(index, kind)
         state = cursors.check(state or cursors.start(config.lanes), config.lanes)
-        items = _RankItems(index, config, kind, split, rank, world, seed, state)
+        items = _RankItems(index, config, kind, split, rank, world, seed, state, history)
         self.damaged = 0
         self._read = 0
         self._named: set[str] = set()
@@ -237,6 +238,7 @@ def eval_batches(
     rank: int,
     world: int,
     seed: int,
+    history: int = 1,
 ) -> Iterator[Batch]:
     """Every usable sample of a split once, in a fixed shuffled order; the same number of batches on every rank.
 
@@ -250,7 +252,7 @@ def eval_batches(
         for shard in index.shards(split)
         for sample in shard.samples
         if usable(sample, kind)
-        for visits in fixed_visits(kind, sample.visits)
+        for visits in fixed_visits(kind, sample.visits, history)
     ]
     entries.sort(key=lambda entry: entry[0])
     read = _EvalReader(index, config or StreamConfig(index.url), entries)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,7 +25,9 @@ class Batch:
       volume: ``volume`` int16 [B, X, Y, Z] in stored units, ``mean`` and ``rstd`` float32 [B] of the brain in stored
               units: ``(volume - mean) * rstd`` where volume != 0, else 0, is the network's input
       latent: ``latent`` float32 [B, N, C], raw projected tokens (LatentSpace standardizes them)
-      pair:   ``baseline`` and ``target`` float32 [B, N, C] raw, ``elapsed_years`` float32 [B]
+      pair:   ``baseline`` and ``target`` float32 [B, N, C] raw, ``elapsed_years`` float32 [B]; with a history of H > 1 also
+              ``earlier`` float32 [B, H - 1, N, C] raw, the visits before the baseline, the latest first, and
+              ``earlier_years`` float32 [B, H - 1] from each to the baseline, NaN where there is no such visit or no date
     """
 
     tensors: dict[str, Tensor]
@@ -71,17 +74,23 @@ def read_item(
         scalars: dict[str, Tensor | float] = {"mean": volume.brain_mean, "rstd": 1.0 / volume.brain_std}
         return Item({**scalars, "volume": torch.from_numpy(volume.voxels)}, volume.variables, sample.key)
     latents = keep.read(shard, sample, lambda: read_latent_sample(index, shard, sample))
-    tokens = [torch.from_numpy(latents.tokens[i]).float() for i in visits]
-    chosen = [latents.visits[i] for i in visits]
-    key = f"{sample.key}_visit-{'-'.join(f'{i + 1:02d}' for i in visits)}"
+    read = [i for i in visits if i >= 0]
+    tokens = [torch.from_numpy(latents.tokens[i]).float() for i in read]
+    chosen = [latents.visits[i] for i in read]
+    key = f"{sample.key}_visit-{'-'.join(f'{i + 1:02d}' for i in read)}"
     if len(visits) == 1:
         return Item({"latent": tokens[0]}, chosen[0].variables, key)
     pair: dict[str, Tensor | float] = {
-        "baseline": tokens[0],
-        "target": tokens[1],
-        "elapsed_years": elapsed_years(chosen[0], chosen[1]),
+        "baseline": tokens[-2],
+        "target": tokens[-1],
+        "elapsed_years": elapsed_years(chosen[-2], chosen[-1]),
     }
-    return Item(pair, chosen[1].variables, key)
+    missing = len(visits) - len(read)
+    if len(visits) > 2:
+        pair["earlier"] = torch.stack([*tokens[-3::-1], *[torch.zeros_like(tokens[0])] * missing])
+        years = [elapsed_years(visit, chosen[-2]) for visit in chosen[-3::-1]]
+        pair["earlier_years"] = torch.tensor([*years, *[math.nan] * missing])
+    return Item(pair, chosen[-1].variables, key)
 
 
 def _stacked(values: Sequence[Tensor], pin: bool) -> Tensor:

@@ -24,6 +24,7 @@ class Task(Protocol):
     name: str
     unit: str  # what a sample is called in throughput figures: "volumes", "latents", "pairs"
     kind: Literal["volume", "latent", "pair"]  # which samples the stream must deliver
+    history: int  # visits up to the baseline that a pair has; 1 is the baseline alone
 
     def build(self) -> nn.Module:
         """The trainable module on the CPU, initialized from torch's current seed. Its forward is called once a loss."""

@@ -52,6 +52,7 @@ class DecoderTask:
     name = "decoder"
     unit = "volumes"
     kind: Literal["volume"] = "volume"
+    history = 1
 
     def __init__(self, config: DecoderTaskConfig, index: ShardIndex) -> None:
         self.encoder, self.mae, run, self.encoder_fingerprint = open_encoder(config.encoder)

@@ -172,6 +172,7 @@ class DiTTask:
     name = "dit"
     unit = "latents"
     kind: Literal["latent"] = "latent"
+    history = 1
 
     def __init__(self, config: DiTTaskConfig, index: ShardIndex) -> None:
         self.config, self.index = config, index

@@ -40,6 +40,7 @@ class MAETask:
     name = "mae"
     unit = "volumes"
     kind: Literal["volume"] = "volume"
+    history = 1
 
     def __init__(self, config: MAETaskConfig, index: ShardIndex) -> None:
         check_grid(index, config.net.volume_shape)

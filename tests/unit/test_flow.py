@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from g3n.flow import Sampler, Velocity, gaussian_velocity, guided, integrate, path, shifted
+from g3n.flow import Sampler, Velocity, gaussian_velocity, guided, integrate, invert, path, shifted
 
 
 class Counted:
@@ -65,6 +65,26 @@ def test_the_shifted_grid_has_its_steps_near_the_noise() -> None:
     counted = Counted(lambda x, t: x)
     integrate(counted, torch.zeros(1, 1, 1), 4, "euler", shift=3.0)
     assert counted.times == pytest.approx([0.0, 1 / 10, 1 / 4, 1 / 2])
+
+
+def test_inversion_is_undone_by_integration_and_follows_the_solution_in_second_order() -> None:
+    def velocity(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return torch.sin(2 * x) + x.flip(-1) * torch.cos(5 * t)[:, None, None]
+
+    x1 = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(0))
+    for steps in (10, 40):
+        there_and_back = integrate(velocity, invert(velocity, x1, steps), steps)
+        assert float((there_and_back - x1).abs().max()) < 1e-5
+    end = torch.full((2, 3, 4), math.exp(math.sin(5.0) / 5))  # of dx/dt = x cos(5 t), which starts at 1
+
+    def off(steps: int, corrections: int) -> float:
+        x0 = invert(lambda x, t: x * torch.cos(5 * t)[:, None, None], end, steps, corrections)
+        return float((x0 - 1).abs().max())
+
+    for corrections in (1, 8):
+        assert math.log2(off(16, corrections) / off(32, corrections)) == pytest.approx(2, abs=0.25)
+    with pytest.raises(ValueError, match="steps 0 and corrections 8"):
+        invert(velocity, x1, 0)
 
 
 def test_path_and_velocity() -> None:

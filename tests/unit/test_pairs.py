@@ -97,3 +97,40 @@ def test_a_missing_date_gives_unknown_years(tmp_path: Path) -> None:
     index = shards.write(tmp_path, "latent", train=[[shards.latent_sample(0, 2, dated=False)]])
     batch = next(eval_batches(index, None, "pair", "train", 1, 0, 1, 0))
     assert math.isnan(batch.tensors["elapsed_years"].item())
+
+
+def test_history_is_the_visits_just_before_the_baseline(index: ShardIndex) -> None:
+    """The same pairs as without it; earlier visits from the latest to the oldest, what is missing NaN and 0."""
+    with closing(TrainStream(index, StreamConfig(index.url, 2), "pair", 8, 0, 1, 5)) as stream:
+        plain = [next(stream) for _ in range(6)]
+    with closing(TrainStream(index, StreamConfig(index.url, 2), "pair", 8, 0, 1, 5, history=3)) as stream:
+        batches = [next(stream) for _ in range(6)]
+    found = set()
+    for batch, without in zip(batches, plain, strict=True):
+        assert "earlier" not in without.tensors
+        for name in ("baseline", "target", "elapsed_years"):
+            assert torch.equal(batch.tensors[name], without.tensors[name])
+        assert batch.tensors["earlier"].shape == (8, 2, shards.TOKENS, shards.CHANNELS)
+        for b, key in enumerate(batch.keys):
+            subject, visits = key.split("_visit-")
+            number = int(subject.removeprefix("sub-").removesuffix("_T1"), 16)
+            *before, baseline, _ = (int(v) - 1 for v in visits.split("-"))
+            assert before == list(range(max(0, baseline - 2), baseline))
+            found.add(len(before))
+            for k in range(2):
+                years = batch.tensors["earlier_years"][b, k].item()
+                if k < len(before):
+                    assert years == pytest.approx(k + 1, abs=3e-3)
+                    assert torch.equal(batch.tensors["earlier"][b, k], tokens(number, baseline - 1 - k))
+                else:
+                    assert math.isnan(years)
+                    assert not batch.tensors["earlier"][b, k].any()
+    assert found == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("visits", "history", "expected"),
+    [(5, 1, (0, 4)), (5, 2, (0, 1, 4)), (5, 3, (0, 1, 2, 4)), (3, 3, (-1, 0, 1, 2)), (2, 3, (-1, -1, 0, 1))],
+)
+def test_evaluation_gives_a_baseline_its_history(visits: int, history: int, expected: tuple[int, ...]) -> None:
+    assert fixed_visits("pair", visits, history) == [expected]
