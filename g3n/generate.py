@@ -71,8 +71,8 @@ def _solve(
     guidance: float,
     sampler: Sampler,
     *source: Tensor,
-) -> np.ndarray:
-    """Integrate from ``start_BNC`` and decode; float32 [B, X, Y, Z]. bf16 arithmetic on a GPU."""
+) -> Tensor:
+    """Integrate from ``start_BNC``; standardized latents float32 [B, N, C]. bf16 arithmetic on a GPU."""
     null_BV = torch.full_like(cond_BV, torch.nan)
 
     def velocity(cond: Tensor) -> Any:
@@ -82,12 +82,11 @@ def _solve(
 
         return call
 
-    latents = integrate(guided(velocity(cond_BV), velocity(null_BV), guidance), start_BNC, steps, sampler)
-    return generator.space.decode(latents).cpu().numpy()
+    return integrate(guided(velocity(cond_BV), velocity(null_BV), guidance), start_BNC, steps, sampler)
 
 
 @torch.no_grad()
-def sample(
+def sample_latents(
     generator: Generator,
     conditions: Sequence[Mapping[str, Any]],
     seeds: Sequence[int],
@@ -95,8 +94,8 @@ def sample(
     guidance: float = 2.0,
     sampler: Sampler = "heun",
     batch: int = 8,
-) -> Iterator[np.ndarray]:
-    """One z-scored float32 [X, Y, Z] volume a condition, in order.
+) -> Iterator[Tensor]:
+    """Standardized latents float32 [b, N, C] of up to ``batch`` conditions at a time, in order, on the generator's device.
 
     The noise of a volume depends on its seed alone: the same seed under two conditions is a counterfactual pair.
     Raises G3nError for an unknown variable or a value out of range, before anything is computed.
@@ -107,7 +106,36 @@ def sample(
     for i in range(0, len(conditions), batch):
         cond_BV = generator.variables.encode(conditions[i : i + batch]).to(generator.device)
         noise = randn_like_samples(torch.tensor(seeds[i : i + batch]), shape).to(generator.device)
-        yield from _solve(generator, noise, cond_BV, steps, guidance, sampler)
+        yield _solve(generator, noise, cond_BV, steps, guidance, sampler)
+
+
+def sample(
+    generator: Generator,
+    conditions: Sequence[Mapping[str, Any]],
+    seeds: Sequence[int],
+    steps: int = 50,
+    guidance: float = 2.0,
+    sampler: Sampler = "heun",
+    batch: int = 8,
+) -> Iterator[np.ndarray]:
+    """One z-scored float32 [X, Y, Z] volume a condition, in order: ``sample_latents`` decoded."""
+    for latents_BNC in sample_latents(generator, conditions, seeds, steps, guidance, sampler, batch):
+        yield from generator.space.decode(latents_BNC).cpu().numpy()
+
+
+@torch.no_grad()
+def encode_scan(space: LatentSpace, volume: np.ndarray) -> Tensor:
+    """Standardized latents float32 [1, N, C] of a scan on the model's grid, raw intensities [X, Y, Z], background 0.
+
+    Raises G3nError for an empty or constant scan.
+    """
+    brain = volume[volume != 0]
+    if brain.size == 0 or float(brain.std()) == 0:
+        raise G3nError("the scan is empty or constant on the model's grid; check its affine and orientation")
+    device = space.mean.device
+    x = torch.from_numpy(np.ascontiguousarray(volume, dtype=np.float32))[None].to(device)
+    mean, rstd = (torch.tensor([float(s)], device=device) for s in (brain.mean(), 1 / brain.std()))
+    return space.encode(x, mean, rstd)
 
 
 @torch.no_grad()
@@ -131,15 +159,11 @@ def forecast(
     conditions = [{**baseline, **t, "elapsed_years": float(e)} for t, e in zip(targets, elapsed_years, strict=True)]
     for condition in conditions:
         generator.variables.check(condition)
-    brain = volume[volume != 0]
-    if brain.size == 0 or float(brain.std()) == 0:
-        raise G3nError("the baseline scan is empty or constant on the model's grid; check its affine and orientation")
-    x = torch.from_numpy(np.ascontiguousarray(volume, dtype=np.float32))[None].to(generator.device)
-    mean, rstd = (torch.tensor([float(s)], device=generator.device) for s in (brain.mean(), 1 / brain.std()))
-    latent_1NC = generator.space.encode(x, mean, rstd)
+    latent_1NC = encode_scan(generator.space, volume)
     for i in range(0, len(conditions), batch):
         cond_BV = generator.variables.encode(conditions[i : i + batch]).to(generator.device)
         noise = randn_like_samples(torch.tensor(seeds[i : i + batch]), tuple(latent_1NC.shape[1:])).to(generator.device)
         source = latent_1NC.expand(len(cond_BV), -1, -1)
         start = source + generator.start_noise * noise
-        yield from _solve(generator, start, cond_BV, steps, guidance, sampler, source)
+        latents_BNC = _solve(generator, start, cond_BV, steps, guidance, sampler, source)
+        yield from generator.space.decode(latents_BNC).cpu().numpy()
