@@ -98,14 +98,17 @@ def test_planted_copies_are_found() -> None:
 
 
 def test_the_correlation_is_that_of_numpy() -> None:
-    real, other = smooth(0, 6), smooth(1, 1)
-    found = best_matches(other, real, ["T1"] * 6)
-    row, shift = int(found.index[0]), tuple(int(s) for s in found.shift[0])
-    moved = other[0].flip(0) if found.flipped[0] else other[0]
-    moved = torch.roll(moved, shift, (0, 1, 2))
-    mean = real.mean(0)
-    expected = np.corrcoef((moved - mean).flatten(), (real[row] - mean).flatten())[0, 1]
-    assert found.correlation[0] == pytest.approx(expected, abs=1e-5)
+    """Of what differs from the mean scan of the modality."""
+    real, other = smooth(0, 6), smooth(1, 2)
+    real[3:] += 5 * smooth(2, 1)
+    other[1] += real[4]
+    found = best_matches(other, real, ["T1"] * 3 + ["T2"] * 3)
+    assert (found.index[0] < 3, found.index[1] >= 3) == (True, True)
+    for i, mean in enumerate((real[:3].mean(0), real[3:].mean(0))):
+        moved = other[i].flip(0) if found.flipped[i] else other[i]
+        moved = torch.roll(moved, tuple(int(s) for s in found.shift[i]), (0, 1, 2))
+        expected = np.corrcoef((moved - mean).flatten(), (real[found.index[i]] - mean).flatten())[0, 1]
+        assert found.correlation[i] == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_scan_matches_no_scan_of_the_same_person() -> None:
