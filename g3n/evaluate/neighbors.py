@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CANDIDATES = 16  # a query's nearest by float32, measured again in float64
+CANDIDATES = 8  # a query's nearest by float32, measured again in float64
 LIKELY = 4  # pairs whose every flip and shift is tried at full resolution
 SHIFT = 2  # voxels
 Advance = Callable[[int], object]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -18,8 +19,8 @@ from typer.testing import CliRunner
 import g3n
 from g3n import generate
 from g3n.cli import app
-from g3n.config import G3nError
-from g3n.export import export, read_audit
+from g3n.config import G3nError, read_yaml
+from g3n.export import export, model_card, read_audit, training_data
 from g3n.exported import MAX_CONFIG_BYTES, read_config
 from g3n.models.pretrained import fingerprint
 from g3n.nifti import atlas_grid
@@ -89,6 +90,23 @@ def test_the_folder_says_what_it_is(root: Path, exported: Path) -> None:
     for words in ("No privacy audit was made", "8 scans of 4 subjects", "licenses: not known", "Not a medical device"):
         assert words in card
     assert str(root) not in card + (exported / "config.json").read_text()  # no path of this machine
+
+
+def test_the_card_counts_licenses(root: Path, exported: Path) -> None:
+    index = root / "shards/index.json"
+    before = index.read_text()
+    index.write_text(json.dumps({**json.loads(before), "licenses": {"open": 9, "dua": 3}}))
+    try:
+        configs = (read_yaml(root / "runs" / run / "ckpt/step_00000020/config.yaml") for run in ("dit", "decoder"))
+        training = training_data(*configs)
+    finally:
+        index.write_text(before)
+    card = model_card(dataclasses.replace(read_config(exported), training=training), None, [])
+    assert "scans of all splits by license: 3 under a data use agreement, 9 open" in card
+    gone = model_card(dataclasses.replace(read_config(exported), training={}), None, [])
+    assert "counts are not known" in gone
+    (root / "front.yaml").write_text(card.split("---")[1])
+    assert "brain-mri" in read_yaml(root / "front.yaml")["tags"]
 
 
 def test_an_export_needs_the_audit_of_its_weights(root: Path, tmp_path: Path) -> None:
