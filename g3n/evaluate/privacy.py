@@ -290,12 +290,12 @@ def verdict(result: Mapping[str, Any]) -> str:
     said = (
         f"Of {close['of']} volumes generated under the training set's variables, {close['under']} "
         f"({close['share']:.1%}, 95 % interval {close['share_low']:.1%} to {close['share_high']:.1%}) lie nearer to a training "
-        f"scan than {PERCENTILE:g} % of training scans lie to one of another person"
+        f"scan than the nearest {PERCENTILE:g} % of training scans lie to one of another person"
     )
     said += (
         f" (too many in {', '.join(nearer)} space)"
         if nearer
-        else " (no more than scans of new people would, in any space)"
+        else f" (not shown to be more than the {PERCENTILE:g} % expected of new people, in any space)"
     )
     found = result["copies"]["generated"]
     said += f"; {found['count']} repeat a training scan (correlation {COPY:g} or more under flips and small shifts)"
