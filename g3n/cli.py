@@ -17,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="Use trained models: **sample** volumes, **forecast** a follow-up scan, see the same brain under other conditions "
-    "(**counterfactual**), **evaluate** a run; **doctor** shows "
+    "(**counterfactual**), **evaluate** a run, **audit** its privacy, **report** all of it, **export** it; **doctor** shows "
     "what this machine has. Models are trained by `deepspeed g3n/train.py`, data is prepared by `python -m data_prep`.",
 )
 evaluate_app = typer.Typer(
@@ -364,6 +364,52 @@ def forecasting(
     from g3n.generate import open_forecaster
 
     evaluate_forecasting(open_forecaster(run, device), latents, output, split, steps, batch)
+
+
+@app.command()
+def audit(
+    run: Annotated[Path, typer.Option(help="Run folder of the dit task.")],
+    latents: Annotated[list[str], typer.Option(help="The latent shards it was trained on; one a folder of a mix.")],
+    output: Output,
+    count: Annotated[int, typer.Option(min=2, help="Volumes to generate.")] = 256,
+    seed: Seed = 0,
+    steps: Steps = 25,
+    guidance: Guidance = 2.0,
+    sampler: SamplerOption = SamplerName.HEUN,
+    batch: Batch = 8,
+    device: Device = None,
+) -> None:
+    """Does the generator give its training scans away? Nearest neighbors, copies and membership inference.
+
+    Volumes are generated under variables of training scans. Writes `audit.json` (which `g3n export` asks for), `volumes.csv`
+    and `closest.png`, which shows training scans.
+
+    Example: `g3n audit --run runs/demo/dit --latents runs/demo/latents --count 256 --output out/audit`
+    """
+    from g3n.evaluate.privacy import audit as audit_run
+    from g3n.generate import open_generator
+
+    found = audit_run(open_generator(run, device), latents, output, count, seed, steps, guidance, sampler.value, batch)
+    typer.echo(found["verdict"])
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Option(help="Run folder of the dit task.")],
+    output: Annotated[Path, typer.Option(help="New folder.")],
+    forecaster: Annotated[Path | None, typer.Option(help="Run folder of the forecast task.")] = None,
+    audit: Annotated[Path | None, typer.Option(help="audit.json of g3n audit on this run.")] = None,
+    without_audit: Annotated[bool, typer.Option("--without-audit", help="The card will say so.")] = False,
+    metrics: Annotated[list[Path] | None, typer.Option(help="metrics.json for the card; repeatable.")] = None,
+) -> None:
+    """Write a folder to pass on: weights, config and a model card, in the Hugging Face layout. `g3n.load(folder)` opens it.
+
+    Example: `g3n export --run runs/demo/dit --audit out/audit/audit.json --output out/model`
+    """
+    from g3n.export import export as export_run
+
+    folder = export_run(run, output, forecaster, audit, without_audit, metrics or [])
+    typer.echo(f"model in {folder}, card {folder / 'README.md'}")
 
 
 @app.command()

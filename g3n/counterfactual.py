@@ -131,7 +131,7 @@ def write_edits(
     records = {record["file"]: record for record in resume(output, recipe)}
     plan: list[dict[str, Any]] = [{"file": f"volume-{i:05d}.nii.gz", "conditions": row} for i, row in enumerate(rows)]
     todo = [record for record in plan if record["file"] not in records]
-    latent_1NC = encode_scan(generator, scan.volume)
+    latent_1NC = encode_scan(generator.space, scan.volume)
     plain = to_intensity(generator.space.decode(latent_1NC)[0].cpu().numpy(), scan.mean, scan.std)
     write_volume(output / "scan.nii.gz", scan.volume, generator.grid.matrix)
     write_volume(output / "tokenizer.nii.gz", plain, generator.grid.matrix)

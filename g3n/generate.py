@@ -51,7 +51,9 @@ def open_forecaster(run_path: str | Path, device: str | None = None) -> Generato
     """A finished ``forecast`` run, EMA weights."""
     run = open_run(run_path, "forecast")
     config = build(ForecastTaskConfig, run.config["model"], "model")
-    opened = _open(run, config, DiT(config.net, source_channels(config)), config.noise, device)
+    opened = _open(
+        run, config, DiT(config.net, source_channels(config.net.channels, config.history)), config.noise, device
+    )
     return replace(opened, history=config.history, gate_years=config.gate_years if config.elapsed_gate else None)
 
 
@@ -80,8 +82,8 @@ def _solve(
     *source: Tensor,
     interval: tuple[float, float] = (0.0, 1.0),
     shift: float | None = None,
-) -> np.ndarray:
-    """Integrate from ``start_BNC`` and decode; float32 [B, X, Y, Z]. bf16 arithmetic on a GPU."""
+) -> Tensor:
+    """Integrate from ``start_BNC``; standardized latents float32 [B, N, C]. bf16 arithmetic on a GPU."""
     null_BV = torch.full_like(cond_BV, torch.nan)
 
     def velocity(cond: Tensor) -> Any:
@@ -92,12 +94,11 @@ def _solve(
         return call
 
     flow = guided(velocity(cond_BV), velocity(null_BV), guidance, interval)
-    latents = integrate(flow, start_BNC, steps, sampler, generator.shift if shift is None else shift)
-    return generator.space.decode(latents).cpu().numpy()
+    return integrate(flow, start_BNC, steps, sampler, generator.shift if shift is None else shift)
 
 
 @torch.no_grad()
-def sample(
+def sample_latents(
     generator: Generator,
     conditions: Sequence[Mapping[str, Any]],
     seeds: Sequence[int],
@@ -107,8 +108,8 @@ def sample(
     batch: int = 8,
     interval: tuple[float, float] = (0.0, 1.0),
     shift: float | None = None,
-) -> Iterator[np.ndarray]:
-    """One z-scored float32 [X, Y, Z] volume a condition, in order.
+) -> Iterator[Tensor]:
+    """Standardized latents float32 [b, N, C] of up to ``batch`` conditions at a time, in order, on the generator's device.
 
     The noise of a volume depends on its seed alone: the same seed under two conditions is a counterfactual pair.
     ``interval``: guidance acts for t in it (t = 0 is noise). ``shift`` of the steps (g3n.flow.shifted): None is that of training.
@@ -120,7 +121,38 @@ def sample(
     for i in range(0, len(conditions), batch):
         cond_BV = generator.variables.encode(conditions[i : i + batch]).to(generator.device)
         noise = randn_like_samples(torch.tensor(seeds[i : i + batch]), shape).to(generator.device)
-        yield from _solve(generator, noise, cond_BV, steps, guidance, sampler, interval=interval, shift=shift)
+        yield _solve(generator, noise, cond_BV, steps, guidance, sampler, interval=interval, shift=shift)
+
+
+def sample(
+    generator: Generator,
+    conditions: Sequence[Mapping[str, Any]],
+    seeds: Sequence[int],
+    steps: int = 50,
+    guidance: float = 2.0,
+    sampler: Sampler = "heun",
+    batch: int = 8,
+    interval: tuple[float, float] = (0.0, 1.0),
+    shift: float | None = None,
+) -> Iterator[np.ndarray]:
+    """One z-scored float32 [X, Y, Z] volume a condition, in order: ``sample_latents`` decoded."""
+    for latents_BNC in sample_latents(generator, conditions, seeds, steps, guidance, sampler, batch, interval, shift):
+        yield from generator.space.decode(latents_BNC).cpu().numpy()
+
+
+@torch.no_grad()
+def encode_scan(space: LatentSpace, volume: np.ndarray) -> Tensor:
+    """Standardized latents float32 [1, N, C] of a scan on the model's grid, raw intensities [X, Y, Z], background 0.
+
+    Raises G3nError for an empty or constant scan.
+    """
+    brain = volume[volume != 0]
+    if brain.size == 0 or float(brain.std()) == 0:
+        raise G3nError("the scan is empty or constant on the model's grid; check its affine and orientation")
+    device = space.mean.device
+    x = torch.from_numpy(np.ascontiguousarray(volume, dtype=np.float32))[None].to(device)
+    mean, rstd = (torch.tensor([float(s)], device=device) for s in (brain.mean(), 1 / brain.std()))
+    return space.encode(x, mean, rstd)
 
 
 @torch.no_grad()
@@ -146,11 +178,11 @@ def forecast(
     conditions = [{**baseline, **t, "elapsed_years": float(e)} for t, e in zip(targets, elapsed_years, strict=True)]
     for condition in conditions:
         generator.variables.check(condition)
-    latent_1NC = encode_scan(generator, volume)
+    latent_1NC = encode_scan(generator.space, volume)
     read_1NC = latent_1NC
     if generator.history > 1:
         missing = generator.history - 1 - len(earlier)
-        latents = [encode_scan(generator, scan) for scan, _ in earlier] + [torch.zeros_like(latent_1NC)] * missing
+        latents = [encode_scan(generator.space, scan) for scan, _ in earlier] + [torch.zeros_like(latent_1NC)] * missing
         years = torch.tensor([[float(y) for _, y in earlier] + [math.nan] * missing], device=generator.device)
         read_1NC = with_history(latent_1NC, torch.stack(latents, dim=1), years)
     for i in range(0, len(conditions), batch):
@@ -160,19 +192,6 @@ def forecast(
         gate_B = elapsed_gate(torch.tensor(elapsed_years[i : i + batch], device=source.device), generator.gate_years)
         start = start_from(source, noise, generator.start_noise, gate_B)
         gated_generator = replace(generator, model=gated(generator.model, gate_B))
-        yield from _solve(
-            gated_generator, start, cond_BV, steps, guidance, sampler, read_1NC.expand(len(cond_BV), -1, -1)
-        )
-
-
-def encode_scan(generator: Generator, volume: np.ndarray) -> Tensor:
-    """Standardized latent float32 [1, N, C] of a scan, [X, Y, Z] raw intensities on ``generator.grid``, background 0.
-
-    Raises G3nError for an empty or constant scan.
-    """
-    brain = volume[volume != 0]
-    if brain.size == 0 or float(brain.std()) == 0:
-        raise G3nError("the baseline scan is empty or constant on the model's grid; check its affine and orientation")
-    x = torch.from_numpy(np.ascontiguousarray(volume, dtype=np.float32))[None].to(generator.device)
-    mean, rstd = (torch.tensor([float(s)], device=generator.device) for s in (brain.mean(), 1 / brain.std()))
-    return generator.space.encode(x, mean, rstd)
+        read = read_1NC.expand(len(cond_BV), -1, -1)
+        latents_BNC = _solve(gated_generator, start, cond_BV, steps, guidance, sampler, read)
+        yield from generator.space.decode(latents_BNC).cpu().numpy()

@@ -1,4 +1,4 @@
-"""Mutated input files against every reader of data_prep and the stream: ``python -m tests.fuzz --count 100000``.
+"""Mutated input files against every reader of data_prep, the stream and exported models: ``python -m tests.fuzz --count 100000``.
 
 Runs in a process of its own under a memory limit, with an alarm on each case. A case must end in a result, a G3nError or a
 Damage; anything else (another exception, MemoryError, the alarm, a crash) is printed with its number, which makes it again:
@@ -34,10 +34,12 @@ from data_prep.manifest import Scan, read_manifest
 from data_prep.scrub import examine
 from data_prep.shards import EncodedSample, encode_sample, write_index, write_shard
 from data_prep.verify import verify_shard
+from g3n import exported
 from g3n.config import G3nError
+from g3n.export import export
 from g3n.stream.decode import Damage
 from g3n.stream.index import load_index
-from tests import shards
+from tests import shards, untrained
 
 MAX_VOXELS = 1 << 20
 LIMIT_BYTES = 768 << 20  # above what is there at the start; the largest frame an index may announce is 512 MiB
@@ -147,6 +149,11 @@ class Cases:
         header = "subject\tsession\tmodality\tpath\tage_years\tsex\tdiagnosis\tcohort\tfield_strength_t\tdays_from_baseline\tsplit"
         self.manifest = f"{header}\tmmse\na\t1\tT1\ta.nii\t40\tF\tHC\tX\t3\t0\ttrain\t28\nb\t1\tT1\ta.nii\tn/a\tM\tHC\tX\t3\t0\tval\tn/a\n".encode()
         self.crafted = folder / "crafted"
+        self.model = export(untrained.chain(folder / "chain", 2, 1) / "runs/dit", folder / "model", without_audit=True)
+        self.config = (self.model / "config.json").read_bytes()
+        self.weights = {
+            p: (self.model / p / exported.WEIGHTS).read_bytes() for p in ("encoder", "tokenizer", "generator")
+        }
 
     def image(self, rng: Rng) -> None:
         name, data = list(self.images.items())[int(rng.integers(len(self.images)))]
@@ -260,6 +267,35 @@ class Cases:
         (self.shards / "train-00000.tar").write_bytes(data if rng.random() < 0.3 else mutate(data, rng))
         examine(str(self.shards), True, (b"erika",), "train-00000.tar")
 
+    def model_config(self, rng: Rng) -> None:
+        if rng.random() < 0.5:
+            bad = mutate(self.config, rng)
+        else:
+            tree = mutate_tree(json.loads(self.config), rng)
+            bad = json.dumps(tree).encode("utf-8", "surrogatepass")
+        (self.model / "config.json").write_bytes(bad)
+        try:
+            exported.load(self.model, "cpu")
+        finally:
+            (self.model / "config.json").write_bytes(self.config)
+
+    def model_weights(self, rng: Rng) -> None:
+        part, good = list(self.weights.items())[int(rng.integers(len(self.weights)))]
+        header = int.from_bytes(good[:8], "little")
+        kind = int(rng.integers(3))
+        if kind == 0:
+            bad = mutate(good, rng)
+        elif kind == 1:
+            bad = mutate(good[: 8 + header], rng) + good[8 + header :]
+        else:
+            text = json.dumps(mutate_tree(json.loads(good[8 : 8 + header]), rng)).encode("utf-8", "surrogatepass")
+            bad = len(text).to_bytes(8, "little") + text + good[8 + header :]
+        (self.model / part / exported.WEIGHTS).write_bytes(bad)
+        try:
+            exported.load(self.model, "cpu")
+        finally:
+            (self.model / part / exported.WEIGHTS).write_bytes(good)
+
 
 def verify(folder: Path) -> None:
     """``verify_all`` without its progress bar."""
@@ -271,7 +307,7 @@ def verify(folder: Path) -> None:
 
 KINDS: tuple[Callable[[Cases, Rng], None], ...] = (
     Cases.image, Cases.pair, Cases.scanned, Cases.manifest_table, Cases.index_tree, Cases.index_bytes, Cases.tar_bytes,
-    Cases.sample_bytes, Cases.foreign_tar,
+    Cases.sample_bytes, Cases.foreign_tar, Cases.model_config, Cases.model_weights,
 )  # fmt: skip
 
 

@@ -111,7 +111,9 @@ def load_index(url: str, cache: str | None = None, cache_gib: float = CACHE_GIB)
         return replace(parse_index(url, json.loads(text)), cache=cache, cache_gib=cache_gib)
     except (ValueError, OverflowError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"key {error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise G3nError(f"'{where}' is not a {FORMAT} index: {reason}; run data_prep pack or encode again") from error
+        raise G3nError(
+            f"'{where}' is not a {FORMAT} index: {reason[:300]}; run data_prep pack or encode again"
+        ) from error
 
 
 def parse_index(url: str, tree: Any) -> ShardIndex:

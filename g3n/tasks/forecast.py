@@ -78,9 +78,9 @@ def start_from(baseline_BNC: Tensor, noise_BNC: Tensor, std: float, gate_B: Tens
     return baseline_BNC + std * gate_B[:, None, None] * noise_BNC
 
 
-def source_channels(config: ForecastTaskConfig) -> int:
+def source_channels(channels: int, history: int) -> int:
     """Channels the network reads beside x_t."""
-    return config.net.channels + (config.history - 1) * (config.net.channels + 2)
+    return channels + (history - 1) * (channels + 2)
 
 
 def with_history(baseline_BNC: Tensor, earlier_BHNC: Tensor, years_BH: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ class ForecastTask:
         check_levels(self.variables, index)
 
     def build(self) -> nn.Module:
-        net = DiT(self.config.net, source_channels(self.config))
+        net = DiT(self.config.net, source_channels(self.config.net.channels, self.config.history))
         net.latent_mean.copy_(self.space.mean)
         net.latent_scale.copy_(self.space.scale)
         return net

@@ -146,6 +146,8 @@ def errors(model: DiTTaskConfig, seeds: list[int], training: bool = True) -> tup
     guess, task = Guess(), task_of(model)
     if isinstance(model, ForecastTaskConfig):
         task._start = lambda b: ForecastTask._start(task, b)
+        task._gate = lambda b: ForecastTask._gate(task, b)
+        task._source = lambda b, baseline: ForecastTask._source(task, b, baseline)
         task._conditions = lambda b: ForecastTask._conditions(task, b)
         return ForecastTask._errors(task, guess, batch(seeds), training), guess
     return DiTTask._errors(task, guess, batch(seeds), training), guess

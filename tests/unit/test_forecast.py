@@ -164,13 +164,13 @@ def test_history_channels() -> None:
     baseline, earlier = torch.randn(2, N, C), torch.randn(2, 2, N, C)
     years = torch.tensor([[1.5, 4.0], [2.0, math.nan]])
     source = with_history(baseline, earlier, years)
-    assert source.shape == (2, N, source_channels(task(history=3).config)) == (2, N, C + 2 * (C + 2))
+    assert source.shape == (2, N, source_channels(C, 3)) == (2, N, C + 2 * (C + 2))
     assert torch.equal(source[..., :C], baseline)
     assert torch.equal(source[0, :, C : 2 * C], earlier[0, 0])
     assert source[0, :, [2 * C, 2 * C + 1, -2, -1]].unique(dim=0).tolist() == [pytest.approx([0.15, 1.0, 0.4, 1.0])]
     assert torch.equal(source[1, :, C : 2 * C], earlier[1, 0])
     assert not source[1, :, 2 * C + 2 :].any()
-    assert source_channels(task().config) == C
+    assert source_channels(C, 1) == C
 
 
 def test_a_second_scan_tells_how_fast_a_subject_changes() -> None:
@@ -189,7 +189,7 @@ def test_a_second_scan_tells_how_fast_a_subject_changes() -> None:
     for history in (1, 2):
         made = task(history=history, drop_each=0.0, drop_all=0.0)
         torch.manual_seed(0)
-        model = DiT(made.config.net, source_channels(made.config))
+        model = DiT(made.config.net, source_channels(C, made.config.history))
         optimizer = torch.optim.Adam(model.parameters(), lr=6e-3)
         for step in range(200):
             optimizer.zero_grad()
