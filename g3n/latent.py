@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from g3n.config import G3nError, build
-from g3n.models.decoder import Tokenizer, TokenizerConfig, to_volume
+from g3n.models.decoder import TRAINING_ONLY, Tokenizer, TokenizerConfig, to_volume
 from g3n.models.mae import Encoder, MAEConfig
 from g3n.models.pretrained import Run, fingerprint, load_weights, open_run
 
@@ -87,7 +87,8 @@ class LatentSpace(nn.Module):
             )
         config = build(TokenizerConfig, run.config["model"]["net"], "model.net")
         tokenizer = Tokenizer(config, mae.width, mae.tokens, mae.patch)
-        load_weights(tokenizer, run.weights, source=str(run.path))
+        weights = {name: w for name, w in run.weights.items() if not name.startswith(TRAINING_ONLY)}
+        load_weights(tokenizer, weights, source=str(run.path))
         space = LatentSpace(encoder, freeze(tokenizer), run.artifact)
         if statistics is not None:
             space.set_statistics(statistics["mean"], statistics["scale"])
