@@ -20,7 +20,7 @@ from g3n.stream.index import ShardIndex
 from g3n.stream.lanes import eval_batches
 from g3n.stream.samples import Batch
 from g3n.tasks.base import check_grid, picture, randn_like_samples, volume_artifact
-from g3n.tasks.voxel_losses import frequency_loss, gradient_loss, ssim_loss
+from g3n.tasks.voxel_losses import brain_mse, frequency_loss, gradient_loss, ssim_loss
 
 
 @dataclass(frozen=True)
@@ -168,9 +168,7 @@ class DecoderTask:
 
     def eval_step(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         output, target = self._outputs(model, batch)
-        brain = target != 0
-        squared = ((to_volume(output) - target) ** 2 * brain).sum(dim=(1, 2, 3)) / brain.sum(dim=(1, 2, 3)).clamp(min=1)
-        return {"voxel": self._losses(output, target)[0], "brain_mse": squared}
+        return {"voxel": self._losses(output, target)[0], "brain_mse": brain_mse(to_volume(output), target)}
 
     def panels(self, model: nn.Module, batch: Batch) -> dict[str, np.ndarray]:
         output, target = self._outputs(model, batch)

@@ -13,6 +13,13 @@ from torch.nn import functional as F
 _WINDOW, _SIGMA, _K1, _K2 = 11, 1.5, 0.01, 0.03  # of Wang 2004
 
 
+def brain_mse(x_BXYZ: Tensor, target_BXYZ: Tensor) -> Tensor:
+    """Mean squared error over the target's brain, float32 [B]."""
+    brain = target_BXYZ != 0
+    squares = (x_BXYZ - target_BXYZ) ** 2 * brain
+    return squares.sum(dim=(1, 2, 3)) / brain.sum(dim=(1, 2, 3)).clamp(min=1)
+
+
 def brain_box(target_BXYZ: Tensor) -> Tensor:
     """bool [B, X, Y, Z]: the smallest box around the voxels that are not 0, empty where there are none."""
     brain = target_BXYZ != 0

@@ -93,7 +93,8 @@ def test_the_linear_path_begins_as_ridge_regression_on_the_latents(
     z, x = ((v - v.mean(0)).flatten(0, 1).numpy() for v in (z_BNC, x_BNP))
     ridge = Ridge(alpha=1e-3 * (z**2).sum(0).mean(), fit_intercept=False).fit(z, x)
     expected = torch.from_numpy(ridge.predict(z)).view_as(x_BNP) + x_BNP.mean(0)
-    made = module.linear.to_patch(z_BNC.float() / module.input_scale) + module.linear.mean
+    with torch.no_grad():
+        made = module.linear.to_patch(z_BNC.float() / module.input_scale) + module.linear.mean
     assert float((made - expected).abs().max()) < 1e-2 * float(expected.abs().max())
 
 
