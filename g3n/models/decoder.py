@@ -124,7 +124,10 @@ class Tokenizer(nn.Module):
         return self.decode(z_BNC)
 
 
-TRAINING_ONLY = ("feature_spread",)  # beginnings of names in a checkpoint that the finished tokenizer has no use for
+TRAINING_ONLY = (
+    "feature_spread",
+    "discriminator.",
+)  # beginnings of names in a checkpoint that the finished tokenizer has no use for
 
 
 def fix(linear: nn.Linear) -> None:

@@ -15,6 +15,7 @@ from g3n import ops
 from g3n.config import G3nError
 from g3n.latent import normalize, open_encoder
 from g3n.models.decoder import Tokenizer, TokenizerConfig, fix, to_volume
+from g3n.models.discriminator import AdversarialTokenizer
 from g3n.models.projection import Start, identity, pca, regression, spread
 from g3n.stream.index import ShardIndex
 from g3n.stream.lanes import eval_batches
@@ -32,15 +33,19 @@ class DecoderTaskConfig:
     init_volumes: int = 32  # training volumes that set P and the decoder's input scale before step 0
     kind: Literal["l1", "l2"] = "l1"  # of the voxel loss; l2 is what PSNR measures
     mask_weight: float = 0.1  # weight of the brain-mask loss; only with net.mask_head
-    ssim_weight: float = 0.0  # weights of further losses, none of them published (g3n/tasks/voxel_losses.py)
+    # none of what follows is published
+    ssim_weight: float = 0.0  # of further losses (g3n/tasks/voxel_losses.py)
     gradient_weight: float = 0.0
     frequency_weight: float = 0.0
+    adversarial_weight: float = 0.0  # of a patch discriminator's verdict (g3n/models/discriminator.py)
+    adversarial_start: int = 0  # the step from which it is trained and asked
     latent_noise: float = 0.0  # standard deviation of noise on z' in training, in units of each channel's own
 
     def __post_init__(self) -> None:
         if self.init_volumes < 1 or self.mask_weight < 0:
             raise ValueError(f"init_volumes {self.init_volumes} must be >= 1 and mask_weight {self.mask_weight} >= 0")
-        for name in ("ssim_weight", "gradient_weight", "frequency_weight", "latent_noise"):
+        losses = ("ssim_weight", "gradient_weight", "frequency_weight", "adversarial_weight")
+        for name in (*losses, "adversarial_start", "latent_noise"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} {getattr(self, name)} must be >= 0")
         if self.projection == "identity" and self.projection_trained:
@@ -79,7 +84,8 @@ class DecoderTask:
 
     def build(self) -> nn.Module:
         config = self.config
-        net = Tokenizer(config.net, self.mae.width, self.mae.tokens, self.mae.patch)
+        shape = (config.net, self.mae.width, self.mae.tokens, self.mae.patch)
+        net = AdversarialTokenizer(*shape, config.adversarial_start) if config.adversarial_weight else Tokenizer(*shape)
         if config.projection != "random" or config.latent_noise:
             features, patches = self._seen()
             if config.projection != "random":
@@ -146,13 +152,21 @@ class DecoderTask:
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         features, target = self._inputs(batch)
-        output = model(features, self._noise(batch, features))
+        noise = self._noise(batch, features)
+        sides: dict[str, Tensor] = {}
+        if self.config.adversarial_weight:
+            output, sides["adversarial"], sides["discriminator"] = model(features, noise, target)
+        else:
+            output = model(features, noise)
         voxel, mask = self._losses(output, target)
         total = voxel + self.config.mask_weight * mask
         logs = {"voxel": voxel, "mask": mask}
         for name, (weight, value) in self._further_losses(output, target).items():
             total = total + weight * value
             logs[name] = value
+        if sides:
+            total = total + self.config.adversarial_weight * sides["adversarial"] + sides["discriminator"]
+        logs |= sides
         return total.mean(), {name: value.detach() for name, value in logs.items()}
 
     def _noise(self, batch: Batch, features_BND: Tensor) -> Tensor | None:

@@ -72,6 +72,15 @@ def test_the_loss_is_l1_of_a_drawn_latent_and_its_weighted_kl(task: AutoencoderT
     assert float(loss.detach()) == pytest.approx(float((voxel + 1e-6 * kl).mean().detach()), rel=1e-5)
 
 
+@torch.no_grad()
+def test_weights_in_bf16_give_nearly_the_same(task: AutoencoderTask) -> None:
+    module, batch = module_of(task), batch_of(task)
+    exact = task.loss(module, batch)[1]
+    found = task.loss(module.bfloat16(), batch)[1]
+    assert all(torch.allclose(found[k], exact[k], rtol=0.05) for k in exact)
+    assert all(v.dtype == torch.float32 for v in found.values())
+
+
 def test_evaluation_draws_nothing(task: AutoencoderTask) -> None:
     module, batch = module_of(task).eval(), batch_of(task)
     with torch.no_grad():

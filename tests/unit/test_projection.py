@@ -134,6 +134,22 @@ def test_what_cannot_be_is_said(root: Path, index: ShardIndex, options: dict[str
         task_of(root, index, **options)
 
 
+@torch.no_grad()
+def test_a_fixed_projection_keeps_its_digits_beside_weights_in_bf16(root: Path, index: ShardIndex) -> None:
+    """The engine casts parameters and leaves buffers in float32."""
+    options = {"projection": "pca", "projection_trained": False, "latent_noise": 0.3, "adversarial_weight": 0.1}
+    task = task_of(root, index, **options, ssim_weight=0.1, gradient_weight=0.1, frequency_weight=0.1)
+    module, batch = module_of(task), batch_of(task)
+    exact, logs = task.loss(module, batch)
+    for parameter in module.parameters():
+        parameter.data = parameter.data.bfloat16()
+    loss, rounded = task.loss(module, batch)
+    assert module.projection.weight.dtype == loss.dtype == torch.float32
+    assert float(loss) == pytest.approx(float(exact), rel=0.02)
+    assert list(rounded) == ["voxel", "mask", "ssim", "gradient", "frequency", "adversarial", "discriminator"]
+    assert all(torch.allclose(rounded[k], logs[k], rtol=0.05, atol=0.01) for k in logs)
+
+
 # --- noise on latents
 
 
@@ -199,7 +215,7 @@ def test_nothing_new_is_on_and_each_loss_adds_its_weight(root: Path, index: Shar
     loss, logs = more.loss(module, batch)
     assert all(logs[name].shape == (4,) and not logs[name].requires_grad for name in names)
     expected = logs["voxel"] + 0.5 * logs["ssim"] + 2 * logs["gradient"] + 0.25 * logs["frequency"]
-    assert float(loss) == pytest.approx(float(expected.mean()), rel=1e-6)
+    assert float(loss.detach()) == pytest.approx(float(expected.mean()), rel=1e-6)
     loss.backward()
     assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in module.parameters())
 
