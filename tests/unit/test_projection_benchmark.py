@@ -44,14 +44,14 @@ def test_settings_are_a_valid_configuration(kind: str) -> None:
 
 
 def scans(n_subjects: int = 60, visits: int = 3, seed: int = 0) -> Scans:
-    """Features 0 and 1 tell age and sex; 2 to 5 tell who it is, which must not help."""
+    """Features 0 and 1 tell age and sex; the rest tell who it is, which must not help: anything can be learned by heart from them."""
     rng = np.random.default_rng(seed)
     subjects = np.repeat(np.arange(n_subjects), visits)
     age, sex = rng.uniform(20, 80, n_subjects)[subjects], rng.integers(2, size=n_subjects)[subjects]
-    features = rng.standard_normal((len(subjects), 6))
+    features = rng.standard_normal((len(subjects), 2 + n_subjects))
     features[:, 0] = age / 20 + 0.1 * features[:, 0]
     features[:, 1] = 2 * sex + 0.5 * features[:, 1]
-    features[:, 2:] = rng.standard_normal((n_subjects, 4))[subjects]
+    features[:, 2:] = rng.standard_normal((n_subjects, n_subjects))[subjects]
     variables = {"age_years": age, "sex": np.array(["F", "M"])[sex]}
     variables["diagnosis"] = np.where(subjects < 3, "AD", "HC")  # too few to probe
     variables["noise"] = rng.standard_normal(n_subjects)[subjects]
@@ -60,15 +60,16 @@ def scans(n_subjects: int = 60, visits: int = 3, seed: int = 0) -> Scans:
 
 
 def test_probes_find_what_is_there_and_nothing_else() -> None:
-    found = projection.probes(scans().features, scans())
+    found = projection.probes(scans().features[:, :2], scans())
     assert sorted(found) == ["age_years", "noise", "sex"]
     assert found["age_years"].value > 0.97
     assert (found["age_years"].n, found["age_years"].subjects) == (177, 59)
     assert found["sex"].value > 0.9
     assert found["sex"].low < found["sex"].value < found["sex"].high
-    assert found["noise"].value < 0.05  # subjects are recognizable, but those of the held-out fold were never seen
     without = projection.probes(scans().features[:, 2:], scans())
-    assert without["age_years"].value < 0.1
+    # subjects of the held-out fold were never seen, and no fold inside chose a weak penalty by knowing them
+    assert -0.3 < without["noise"].value < 0.05
+    assert -0.3 < without["age_years"].value < 0.05
     assert abs(without["sex"].value - 0.5) < 0.2
 
 
