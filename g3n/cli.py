@@ -261,7 +261,7 @@ def counterfactual(
 
 @evaluate_app.command()
 def reconstruction(
-    run: Annotated[Path, typer.Option(help="Run folder of the decoder task.")],
+    run: Annotated[Path, typer.Option(help="Run folder of the decoder task, or of its baseline, autoencoder.")],
     shards: Annotated[str, typer.Option(help="The volume shards it was trained on.")],
     output: Output,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "val",

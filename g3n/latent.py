@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from g3n.config import G3nError, build
-from g3n.models.decoder import Tokenizer, TokenizerConfig, to_volume
+from g3n.models.autoencoder import Autoencoder, AutoencoderConfig
+from g3n.models.decoder import TRAINING_ONLY, Tokenizer, TokenizerConfig, to_volume
 from g3n.models.mae import Encoder, MAEConfig
 from g3n.models.pretrained import Run, fingerprint, load_weights, open_run
 
@@ -87,7 +88,8 @@ class LatentSpace(nn.Module):
             )
         config = build(TokenizerConfig, run.config["model"]["net"], "model.net")
         tokenizer = Tokenizer(config, mae.width, mae.tokens, mae.patch)
-        load_weights(tokenizer, run.weights, source=str(run.path))
+        weights = {name: w for name, w in run.weights.items() if not name.startswith(TRAINING_ONLY)}
+        load_weights(tokenizer, weights, source=str(run.path))
         space = LatentSpace(encoder, freeze(tokenizer), run.artifact)
         if statistics is not None:
             space.set_statistics(statistics["mean"], statistics["scale"])
@@ -128,3 +130,31 @@ class LatentSpace(nn.Module):
     def decode(self, latent_BNC: Tensor) -> Tensor:
         """Standardized latents -> z-scored volumes float32 [B, X, Y, Z], background 0 where a mask head knows it."""
         return to_volume(self.tokenizer.decode(self.unstandardize(latent_BNC)))
+
+
+class AutoencoderSpace(nn.Module):
+    """The baseline's latents [B, C, x, y, z], as far as reconstruction needs them: the posterior's mean and back."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self.net = Autoencoder(build(AutoencoderConfig, run.config["model"]["net"], "model.net"))
+        load_weights(self.net, run.weights, source=str(run.path))
+        freeze(self.net)
+        self.volumes_fingerprint: str = run.artifact["shards"]
+        self.volumes = frozenset([run.artifact["shards"], *run.artifact.get("parts", ())])
+
+    @torch.no_grad()
+    def encode(self, volume_BXYZ: Tensor, mean_B: Tensor, rstd_B: Tensor) -> Tensor:
+        """Posterior means float32 [B, C, x, y, z] of volumes in stored units."""
+        return self.net.encode(normalize(volume_BXYZ, mean_B, rstd_B))[0]
+
+    @torch.no_grad()
+    def decode(self, latent_BCxyz: Tensor) -> Tensor:
+        """z-scored volumes float32 [B, X, Y, Z]."""
+        return self.net.decode(latent_BCxyz)
+
+
+def open_reconstruction(run_path: str | Path, device: torch.device | str = "cpu") -> LatentSpace | AutoencoderSpace:
+    """What encodes and decodes volumes in a run of task decoder or autoencoder. Raises G3nError for any other."""
+    run = open_run(run_path, "decoder", "autoencoder")
+    return LatentSpace.open(run_path, device=device) if run.task == "decoder" else AutoencoderSpace(run).to(device)

@@ -324,6 +324,9 @@ class Trainer:
         settings, optim = self.config.trainer, self.config.optim
         rate = learning_rate(self.step, settings.steps, optim.lr, optim.warmup_steps, optim.min_lr_ratio)
         set_learning_rate(self.engine, rate)
+        for module in self.engine.module.modules():
+            if hasattr(module, "train_step"):
+                module.train_step = self.step
         sums: dict[str, Tensor] = {}
         losses: list[tuple[Tensor, list[str]]] = []
         of_samples: list[tuple[dict[str, Tensor], Batch]] = []

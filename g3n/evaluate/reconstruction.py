@@ -13,7 +13,7 @@ from g3n.config import G3nError
 from g3n.evaluate import metrics
 from g3n.evaluate.montage import write_montage
 from g3n.evaluate.report import intervals, intervals_by, means, means_by, print_intervals, write_csv, write_json
-from g3n.latent import LatentSpace, normalize, pick_device
+from g3n.latent import normalize, open_reconstruction, pick_device
 from g3n.meters import progress_bar
 from g3n.stream.index import ShardIndex, load_index
 from g3n.stream.lanes import eval_batches
@@ -47,7 +47,7 @@ def evaluate_reconstruction(
     Raises G3nError for shards other than the run's.
     """
     where = pick_device(device)
-    space = LatentSpace.open(run, device=where)
+    space = open_reconstruction(run, where)
     index = load_index(shards)
     if index.kind != "volume" or index.fingerprint not in space.volumes:
         raise G3nError(

@@ -95,8 +95,11 @@ class Tokenizer(nn.Module):
         self.register_buffer("input_scale", torch.ones(()))
         self.decoder = CNNDecoder(config, patch)
         self.linear = LinearPath(config.latent_channels, tokens, patch) if config.linear_path else None
+        # of ``spread``; only where training adds noise to z'
+        self.register_buffer("feature_spread", None)
 
     input_scale: Tensor
+    feature_spread: Tensor | None
 
     def decode(self, z_BNC: Tensor) -> Tensor:
         """Raw projected tokens [B, N, C] -> [B, 1 or 2, X, Y, Z]: z-scored intensities and, if any, brain logits."""
@@ -106,9 +109,32 @@ class Tokenizer(nn.Module):
             return output
         return torch.cat([output[:, :1] + self.linear(z_BNC), output[:, 1:]], dim=1)
 
-    def forward(self, features_BND: Tensor) -> Tensor:
-        """Frozen encoder features [B, N, D] -> decoder output."""
-        return self.decode(self.projection(features_BND.to(self.projection.weight.dtype)))
+    @torch.no_grad()
+    def channel_scale(self) -> Tensor:
+        """[C]: the standard deviation that z' has around the mean of its place, as P now is. P cannot outgrow the noise."""
+        assert self.feature_spread is not None
+        # through the module's forward: ZeRO-3 gathers its weight nowhere else
+        return self.projection(self.feature_spread.to(self.projection.weight.dtype)).float().norm(dim=0)
+
+    def forward(self, features_BND: Tensor, noise_BNC: Tensor | None = None) -> Tensor:
+        """Frozen encoder features [B, N, D] -> decoder output. ``noise_BNC`` is added to z' in units of ``channel_scale``."""
+        z_BNC = self.projection(features_BND.to(self.projection.weight.dtype))
+        if noise_BNC is not None:
+            z_BNC = z_BNC + (noise_BNC * self.channel_scale()).to(z_BNC.dtype)
+        return self.decode(z_BNC)
+
+
+TRAINING_ONLY = (
+    "feature_spread",
+    "discriminator.",
+)  # beginnings of names in a checkpoint that the finished tokenizer has no use for
+
+
+def fix(linear: nn.Linear) -> None:
+    """Make its weight a buffer of the same name: it is saved like a parameter, and no optimizer sees it."""
+    weight = linear.weight.detach()
+    del linear.weight
+    linear.register_buffer("weight", weight)
 
 
 def to_volume(output: Tensor) -> Tensor:

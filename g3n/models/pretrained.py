@@ -30,8 +30,8 @@ class Run:
     weights: dict[str, Tensor]  # EMA weights where the run kept them, else the last
 
 
-def open_run(path: str | Path, task: str) -> Run:
-    """Open a run folder (its latest checkpoint) or a step folder.
+def open_run(path: str | Path, *tasks: str) -> Run:
+    """Open a run folder (its latest checkpoint) or a step folder of one of ``tasks``.
 
     Raises G3nError for a folder without a finished checkpoint, a damaged one, or one of another task.
     """
@@ -42,8 +42,9 @@ def open_run(path: str | Path, task: str) -> Run:
     if not (folder / "COMPLETE").is_file():
         raise G3nError(f"'{path}' holds no finished checkpoint; train it first, or name a run or step folder that does")
     state = json.loads((folder / "state.json").read_text())
-    if state["task"] != task:
-        raise G3nError(f"'{path}' is a checkpoint of task '{state['task']}', expected task '{task}'")
+    if state["task"] not in tasks:
+        expected = " or ".join(f"'{task}'" for task in tasks)
+        raise G3nError(f"'{path}' is a checkpoint of task '{state['task']}', expected task {expected}")
     weights = folder / "ema.safetensors"
     if not weights.is_file():
         weights = folder / "model.safetensors"
@@ -51,7 +52,7 @@ def open_run(path: str | Path, task: str) -> Run:
         tensors = load_file(weights)
     except (OSError, SafetensorError) as error:
         raise G3nError(f"weights '{weights}' cannot be read ({error}); use an earlier step folder") from error
-    return Run(folder, task, read_yaml(folder / "config.yaml"), state["artifact"], state["step"], tensors)
+    return Run(folder, state["task"], read_yaml(folder / "config.yaml"), state["artifact"], state["step"], tensors)
 
 
 def load_weights(

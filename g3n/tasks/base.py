@@ -27,7 +27,10 @@ class Task(Protocol):
     history: int  # visits up to the baseline that a pair has; 1 is the baseline alone
 
     def build(self) -> nn.Module:
-        """The trainable module on the CPU, initialized from torch's current seed. Its forward is called once a loss."""
+        """The trainable module on the CPU, initialized from torch's current seed. Its forward is called once a loss.
+
+        A module in it that has an attribute ``train_step`` finds there how many steps were taken, before each step of training.
+        """
 
     def frozen(self) -> Mapping[str, nn.Module]:
         """Modules the loss needs and never trains; the trainer moves them to the device, the engine never sees them."""

@@ -14,35 +14,42 @@ from torch.nn import functional as F
 from g3n import ops
 from g3n.config import G3nError
 from g3n.latent import normalize, open_encoder
-from g3n.models.decoder import Tokenizer, TokenizerConfig, to_volume
+from g3n.models.decoder import Tokenizer, TokenizerConfig, fix, to_volume
+from g3n.models.discriminator import AdversarialTokenizer
+from g3n.models.projection import Start, identity, pca, regression, spread
 from g3n.stream.index import ShardIndex
 from g3n.stream.lanes import eval_batches
 from g3n.stream.samples import Batch
-from g3n.tasks.base import check_grid, picture, volume_artifact
+from g3n.tasks.base import check_grid, picture, randn_like_samples, volume_artifact
+from g3n.tasks.voxel_losses import brain_mse, frequency_loss, gradient_loss, ssim_loss
 
 
 @dataclass(frozen=True)
 class DecoderTaskConfig:
     encoder: str  # the MAE run
     net: TokenizerConfig = field(default_factory=TokenizerConfig)
-    projection: Literal["regression", "random"] = "regression"
+    projection: Literal["regression", "random", "pca", "identity"] = "regression"  # how P begins
+    projection_trained: bool = True  # false keeps P as it begins; identity asks for it
     init_volumes: int = 32  # training volumes that set P and the decoder's input scale before step 0
     kind: Literal["l1", "l2"] = "l1"  # of the voxel loss; l2 is what PSNR measures
     mask_weight: float = 0.1  # weight of the brain-mask loss; only with net.mask_head
+    # none of what follows is published
+    ssim_weight: float = 0.0  # of further losses (g3n/tasks/voxel_losses.py)
+    gradient_weight: float = 0.0
+    frequency_weight: float = 0.0
+    adversarial_weight: float = 0.0  # of a patch discriminator's verdict (g3n/models/discriminator.py)
+    adversarial_start: int = 0  # the step from which it is trained and asked
+    latent_noise: float = 0.0  # standard deviation of noise on z' in training, in units of each channel's own
 
     def __post_init__(self) -> None:
         if self.init_volumes < 1 or self.mask_weight < 0:
             raise ValueError(f"init_volumes {self.init_volumes} must be >= 1 and mask_weight {self.mask_weight} >= 0")
-
-
-@dataclass(frozen=True)
-class Regression:
-    """z' = P f; patch = patch_PC z' + mean of its place. ``scale`` is the standard deviation of z' around its means."""
-
-    projection_CD: Tensor
-    scale: float
-    patch_PC: Tensor
-    mean_NP: Tensor
+        losses = ("ssim_weight", "gradient_weight", "frequency_weight", "adversarial_weight")
+        for name in (*losses, "adversarial_start", "latent_noise"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} {getattr(self, name)} must be >= 0")
+        if self.projection == "identity" and self.projection_trained:
+            raise ValueError("projection identity is not trained; set projection_trained false with it")
 
 
 class DecoderTask:
@@ -62,18 +69,32 @@ class DecoderTask:
                 f"encoder '{config.encoder}' was trained on shards {run.artifact['shards']}, but '{index.url}' are "
                 f"{index.fingerprint}; use the same shards for both stages"
             )
+        most = {"regression": self.mae.patch**3, "pca": self.mae.width}.get(config.projection)
+        channels = config.net.latent_channels
+        if config.projection == "identity" and channels != self.mae.width:
+            raise G3nError(
+                f"model.projection identity keeps all {self.mae.width} features of encoder '{config.encoder}', but "
+                f"model.net.latent_channels is {channels}; set it to {self.mae.width}"
+            )
+        if most is not None and channels > most:
+            raise G3nError(
+                f"model.net.latent_channels {channels} is more than the {most} that projection {config.projection} of "
+                f"encoder '{config.encoder}' has; lower it"
+            )
         self.config, self.index = config, index
 
     def build(self) -> nn.Module:
-        net = Tokenizer(self.config.net, self.mae.width, self.mae.tokens, self.mae.patch)
-        start = self._regression()
-        if self.config.projection == "regression":
-            net.projection.weight.data.copy_(start.projection_CD)
-            net.input_scale.fill_(start.scale)
-            if net.linear is not None:
-                net.linear.to_patch.weight.data.copy_(start.patch_PC * start.scale)
-                net.linear.mean.data.copy_(start.mean_NP)
-                nn.init.zeros_(net.decoder.head.weight)  # the CNN begins with nothing to add
+        config = self.config
+        shape = (config.net, self.mae.width, self.mae.tokens, self.mae.patch)
+        net = AdversarialTokenizer(*shape, config.adversarial_start) if config.adversarial_weight else Tokenizer(*shape)
+        if config.projection != "random" or config.latent_noise:
+            features, patches = self._seen()
+            if config.projection != "random":
+                _begin(net, _START[config.projection](features, patches, config.net.latent_channels))
+            if config.latent_noise:
+                net.feature_spread = spread(features)
+        if not config.projection_trained:
+            fix(net.projection)
         return net
 
     def frozen(self) -> Mapping[str, nn.Module]:
@@ -83,12 +104,8 @@ class DecoderTask:
         return {**volume_artifact(self.index), "encoder": self.encoder_fingerprint}
 
     @torch.no_grad()
-    def _regression(self) -> Regression:
-        """Reduced-rank regression of normalized patches on encoder features, both around their mean at each place.
-
-        The best linear map from features to voxels through C channels (Izenman 1975). Starting from it instead of a
-        random P is worth decibels on short runs (docs/log.md).
-        """
+    def _seen(self) -> tuple[Tensor, Tensor]:
+        """Features [B, N, D] and normalized patches [B, N, P] of ``init_volumes`` training volumes, float64."""
         features, patches = [], []
         device = next(self.encoder.parameters()).device
         batches = eval_batches(self.index, None, "volume", "train", micro_batch=4, rank=0, world=1, seed=0)
@@ -98,27 +115,17 @@ class DecoderTask:
             patches.append(ops.patchify3d(volume, self.mae.patch, None, mean, rstd))
             if sum(map(len, features)) >= self.config.init_volumes:
                 break
-        f_BND, x_BNP = torch.cat(features).double(), torch.cat(patches).double()
-        f_ND, x_NP = f_BND.mean(0), x_BNP.mean(0)
-        f_MD, x_MP = (f_BND - f_ND).flatten(0, 1), (x_BNP - x_NP).flatten(0, 1)
-        gram_DD = f_MD.T @ f_MD
-        ridge = 1e-3 * gram_DD.diagonal().mean() * torch.eye(len(gram_DD), dtype=gram_DD.dtype, device=device)
-        weight_DP = torch.linalg.solve(gram_DD + ridge, f_MD.T @ x_MP)
-        fitted_MP = f_MD @ weight_DP
-        _, vectors_PP = torch.linalg.eigh(fitted_MP.T @ fitted_MP)
-        patch_PC = vectors_PP[:, -self.config.net.latent_channels :]
-        p_DC = weight_DP @ patch_PC
-        mean_NP = x_NP - f_ND @ p_DC @ patch_PC.T
-        return Regression(p_DC.T.float(), float((f_MD @ p_DC).std()), patch_PC.float(), mean_NP.float())
+        return torch.cat(features).double(), torch.cat(patches).double()
 
-    def _outputs(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Frozen features [B, N, D] and the z-scored target [B, X, Y, Z]."""
         volume, mean, rstd = (batch.tensors[k] for k in ("volume", "mean", "rstd"))
         with (
             torch.no_grad(),
             torch.autocast("cuda" if volume.is_cuda else "cpu", torch.bfloat16, enabled=volume.is_cuda),
         ):
             features = self.encoder(volume, mean, rstd)
-        return model(features), normalize(volume, mean, rstd)
+        return features, normalize(volume, mean, rstd)
 
     def _losses(self, output: Tensor, target_BXYZ: Tensor) -> tuple[Tensor, Tensor]:
         """Per-sample (voxel loss, mask loss), each [B]. With a mask head, brain voxels alone count in the first."""
@@ -131,17 +138,66 @@ class DecoderTask:
         mask = F.binary_cross_entropy_with_logits(output[:, 1].float(), brain, reduction="none").mean(dim=(1, 2, 3))
         return voxel, mask
 
+    def _further_losses(self, output: Tensor, target_BXYZ: Tensor) -> dict[str, tuple[float, Tensor]]:
+        """Weight and per-sample value [B] of each loss that is switched on."""
+        config, spacing_mm = self.config, self.index.grid.spacing_mm
+        x_BXYZ = torch.where(target_BXYZ != 0, output[:, 0].float(), 0.0)
+        found = {}
+        if config.ssim_weight:
+            found["ssim"] = (config.ssim_weight, ssim_loss(x_BXYZ, target_BXYZ))
+        if config.gradient_weight:
+            found["gradient"] = (config.gradient_weight, gradient_loss(x_BXYZ, target_BXYZ, spacing_mm))
+        if config.frequency_weight:
+            found["frequency"] = (config.frequency_weight, frequency_loss(x_BXYZ, target_BXYZ))
+        return found
+
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        voxel, mask = self._losses(*self._outputs(model, batch))
-        loss = (voxel + self.config.mask_weight * mask).mean()
-        return loss, {"voxel": voxel.detach(), "mask": mask.detach()}
+        features, target = self._inputs(batch)
+        noise = self._noise(batch, features)
+        sides: dict[str, Tensor] = {}
+        if self.config.adversarial_weight:
+            output, sides["adversarial"], sides["discriminator"] = model(features, noise, target)
+        else:
+            output = model(features, noise)
+        voxel, mask = self._losses(output, target)
+        total = voxel + self.config.mask_weight * mask
+        logs = {"voxel": voxel, "mask": mask}
+        for name, (weight, value) in self._further_losses(output, target).items():
+            total = total + weight * value
+            logs[name] = value
+        if sides:
+            total = total + self.config.adversarial_weight * sides["adversarial"] + sides["discriminator"]
+        logs |= sides
+        return total.mean(), {name: value.detach() for name, value in logs.items()}
+
+    def _noise(self, batch: Batch, features_BND: Tensor) -> Tensor | None:
+        """float32 [B, N, C] of each sample's own seed, None where there is no noise."""
+        if not self.config.latent_noise:
+            return None
+        shape = (features_BND.shape[1], self.config.net.latent_channels)
+        return self.config.latent_noise * randn_like_samples(batch.seeds, shape).to(features_BND.device)
+
+    def _outputs(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        features, target = self._inputs(batch)
+        return model(features), target
 
     def eval_step(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         output, target = self._outputs(model, batch)
-        brain = target != 0
-        squared = ((to_volume(output) - target) ** 2 * brain).sum(dim=(1, 2, 3)) / brain.sum(dim=(1, 2, 3)).clamp(min=1)
-        return {"voxel": self._losses(output, target)[0], "brain_mse": squared}
+        return {"voxel": self._losses(output, target)[0], "brain_mse": brain_mse(to_volume(output), target)}
 
     def panels(self, model: nn.Module, batch: Batch) -> dict[str, np.ndarray]:
         output, target = self._outputs(model, batch)
         return {"reconstruction": picture(torch.stack([target, to_volume(output)], dim=1))}
+
+
+_START = {"regression": regression, "pca": pca, "identity": lambda f_BND, x_BNP, _: identity(f_BND, x_BNP)}
+
+
+@torch.no_grad()
+def _begin(net: Tokenizer, start: Start) -> None:
+    net.projection.weight.copy_(start.projection_CD)
+    net.input_scale.fill_(start.scale)
+    if net.linear is not None:
+        net.linear.to_patch.weight.copy_(start.patch_PC * start.scale)
+        net.linear.mean.copy_(start.mean_NP)
+        nn.init.zeros_(net.decoder.head.weight)  # the CNN begins with nothing to add

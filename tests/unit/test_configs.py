@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ def test_every_yaml_loads(path: Path) -> None:
 
 def test_all_tasks_have_both_sizes() -> None:
     names = {str(p.relative_to(ROOT / "configs")) for p in CONFIGS}
-    tasks = ("mae", "decoder", "dit", "forecast")
+    tasks = ("mae", "decoder", "dit", "forecast", "autoencoder")
     assert {f"{t}.yaml" for t in tasks} | {f"tiny/{t}.yaml" for t in tasks} <= names
 
 
@@ -75,6 +76,15 @@ def test_published_decoder() -> None:
         expected += 2 * conv(c, c) + 2 * 2 * c + conv(c, 8 * n)
     assert count(net) == expected
     assert channels == (512, 256, 128, 64)
+
+
+@pytest.mark.parametrize("size", ["", "tiny/"])
+def test_the_baseline_has_as_many_latent_numbers_as_the_tokenizer(size: str) -> None:
+    mae, decoder, baseline = (
+        load_config(ROOT / f"configs/{size}{t}.yaml").model.net for t in ("mae", "decoder", "autoencoder")
+    )
+    places = math.prod(n // baseline.stride for n in mae.volume_shape)
+    assert places * baseline.latent_channels == math.prod(mae.tokens) * decoder.latent_channels
 
 
 @pytest.mark.parametrize(("name", "source"), [("dit", 0), ("forecast", 32)])
