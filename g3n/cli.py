@@ -217,7 +217,8 @@ def forecasting(
     batch: Batch = 8,
     device: Device = None,
 ) -> None:
-    """Forecasts of first to last visits against the follow-up, beside taking the baseline for it.
+    """Forecasts of first to last visits against the follow-up, beside three simple predictors: the baseline itself, the mean
+    change of the train split, and a regression. And how ventricles grow as more years are asked for.
 
     Example: `g3n evaluate forecasting --run runs/demo/forecast --latents runs/demo/latents --output out/forecasting`
     """
