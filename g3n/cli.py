@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -186,12 +187,19 @@ def generation(
     count: Annotated[int, typer.Option(min=1, help="Volumes an age.")] = 8,
     seed: Seed = 0,
     steps: Steps = 25,
-    guidance: Guidance = 2.0,
+    guidance: Annotated[
+        str, typer.Option(help="How strongly the variables act, or auto: chosen on the train split (needs --latents).")
+    ] = "2.0",
     sampler: SamplerOption = SamplerName.HEUN,
     batch: Batch = 8,
+    latents: Annotated[str | None, typer.Option(help="The latent shards it was trained on, for probes.")] = None,
+    split: Annotated[str, typer.Option(help="val or test: the people that probes are tested on.")] = "val",
+    utility: Annotated[bool, typer.Option("--utility", help="Also train predictors on generated latents.")] = False,
     device: Device = None,
 ) -> None:
-    """Does the generator obey? Ventricle and brain volume of generated volumes by requested age.
+    """Does the generator obey? Anatomy of generated volumes by requested age, sex, diagnosis and modality.
+
+    With `--latents` also what probes trained on real latents see in generated ones, beside real people.
 
     Example: `g3n evaluate generation --run runs/demo/dit --ages 25,55,85 --output out/generation`
     """
@@ -202,9 +210,22 @@ def generation(
         years = [float(age) for age in ages.split(",")]
     except ValueError:
         raise G3nError(f"--ages '{ages}' is not a list of numbers such as 25,55,85") from None
+    strength = _guidance(guidance)
     fixed = conditions_of(modality, None, sex, diagnosis, cohort, field_strength, None)
     generator = open_generator(run, device)
-    evaluate_generation(generator, years, output, fixed, count, seed, steps, guidance, sampler.value, batch)
+    evaluate_generation(
+        generator, years, output, fixed, count, seed, steps, strength, sampler.value, batch, latents, split, utility
+    )
+
+
+def _guidance(text: str) -> float | Literal["auto"]:
+    try:
+        strength = 0.0 if text == "auto" else float(text)
+    except ValueError:
+        strength = -1.0
+    if not 0 <= strength < math.inf:
+        raise G3nError(f"--guidance is '{text}'; expected a number of at least 0, or auto")
+    return "auto" if text == "auto" else strength
 
 
 @evaluate_app.command()

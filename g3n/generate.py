@@ -71,8 +71,8 @@ def _solve(
     guidance: float,
     sampler: Sampler,
     *source: Tensor,
-) -> np.ndarray:
-    """Integrate from ``start_BNC`` and decode; float32 [B, X, Y, Z]. bf16 arithmetic on a GPU."""
+) -> Tensor:
+    """Integrate from ``start_BNC``; standardized latents float32 [B, N, C]. bf16 arithmetic on a GPU."""
     null_BV = torch.full_like(cond_BV, torch.nan)
 
     def velocity(cond: Tensor) -> Any:
@@ -82,8 +82,31 @@ def _solve(
 
         return call
 
-    latents = integrate(guided(velocity(cond_BV), velocity(null_BV), guidance), start_BNC, steps, sampler)
-    return generator.space.decode(latents).cpu().numpy()
+    return integrate(guided(velocity(cond_BV), velocity(null_BV), guidance), start_BNC, steps, sampler)
+
+
+@torch.no_grad()
+def sample_latents(
+    generator: Generator,
+    conditions: Sequence[Mapping[str, Any]],
+    seeds: Sequence[int],
+    steps: int = 50,
+    guidance: float = 2.0,
+    sampler: Sampler = "heun",
+    batch: int = 8,
+) -> Iterator[Tensor]:
+    """Standardized latents float32 [B, N, C] on the generator's device, ``batch`` conditions at a time, in order.
+
+    The noise of a latent depends on its seed alone: the same seed under two conditions is a counterfactual pair.
+    Raises G3nError for an unknown variable or a value out of range, before anything is computed.
+    """
+    for condition in conditions:
+        generator.variables.check(condition)
+    shape = tuple(generator.space.mean.shape)
+    for i in range(0, len(conditions), batch):
+        cond_BV = generator.variables.encode(conditions[i : i + batch]).to(generator.device)
+        noise = randn_like_samples(torch.tensor(seeds[i : i + batch]), shape).to(generator.device)
+        yield _solve(generator, noise, cond_BV, steps, guidance, sampler)
 
 
 @torch.no_grad()
@@ -96,18 +119,9 @@ def sample(
     sampler: Sampler = "heun",
     batch: int = 8,
 ) -> Iterator[np.ndarray]:
-    """One z-scored float32 [X, Y, Z] volume a condition, in order.
-
-    The noise of a volume depends on its seed alone: the same seed under two conditions is a counterfactual pair.
-    Raises G3nError for an unknown variable or a value out of range, before anything is computed.
-    """
-    for condition in conditions:
-        generator.variables.check(condition)
-    shape = tuple(generator.space.mean.shape)
-    for i in range(0, len(conditions), batch):
-        cond_BV = generator.variables.encode(conditions[i : i + batch]).to(generator.device)
-        noise = randn_like_samples(torch.tensor(seeds[i : i + batch]), shape).to(generator.device)
-        yield from _solve(generator, noise, cond_BV, steps, guidance, sampler)
+    """One z-scored float32 [X, Y, Z] volume a condition, in order: ``sample_latents``, decoded."""
+    for latents in sample_latents(generator, conditions, seeds, steps, guidance, sampler, batch):
+        yield from generator.space.decode(latents).cpu().numpy()
 
 
 @torch.no_grad()
@@ -142,4 +156,5 @@ def forecast(
         noise = randn_like_samples(torch.tensor(seeds[i : i + batch]), tuple(latent_1NC.shape[1:])).to(generator.device)
         source = latent_1NC.expand(len(cond_BV), -1, -1)
         start = source + generator.start_noise * noise
-        yield from _solve(generator, start, cond_BV, steps, guidance, sampler, source)
+        made = _solve(generator, start, cond_BV, steps, guidance, sampler, source)
+        yield from generator.space.decode(made).cpu().numpy()
