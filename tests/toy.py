@@ -6,7 +6,7 @@ Channel 0, mean over the 2 tokens, is the ventricles' number of voxels / 128; ch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -71,6 +71,35 @@ def latent(ventricle_voxels: float, lesion: bool = False, t2: bool = False) -> n
     z = np.zeros(SHAPE, np.float16)
     z[:, 0], z[:, 1], z[:, 2] = ventricle_voxels / 128, lesion, t2
     return z
+
+
+def law(variables: Mapping[str, Any], a_year: float = 2.0, sexes: bool = True) -> np.ndarray:
+    """float32 [C], what variables mean; unknown ones mean nothing. Ventricles have 256 voxels, ``a_year`` more for each year
+    above 50, 32 more in men and 64 in AD; channel 3 is the sex."""
+    age, sex, diagnosis = (variables.get(name) for name in ("age_years", "sex", "diagnosis"))
+    voxels = 256 + a_year * (float(age) - 50 if age is not None else 0) + 64 * (diagnosis == "AD")
+    z = np.zeros(4, np.float32)
+    z[0] = (voxels + (32 * (sex == "M") if sexes else 0)) / 128
+    z[1] = {None: 0, "glioma": 10}.get(diagnosis, -10)
+    z[2] = {None: 0, "T2": 10}.get(variables.get("modality"), -10)
+    z[3] = {"F": -10, "M": 10}.get(sex, 0) if sexes else 0
+    return z
+
+
+def obedient(a_year: float = 2.0, sexes: bool = True) -> Generator:
+    """A generator of noise + ``law``; without ``sexes`` it does not listen to the sex."""
+
+    def model(x_BNC: Tensor, t_B: Tensor, cond_BV: Tensor) -> Tensor:
+        means = [law(known(row), a_year, sexes) for row in cond_BV.tolist()]
+        return torch.from_numpy(np.stack(means))[:, None, :].expand_as(x_BNC)
+
+    return generator(model)
+
+
+def known(row: Sequence[float]) -> dict[str, Any]:
+    """The variables of one row of VariableSet.encode."""
+    pairs = zip(TABLE.items(), row, strict=True)
+    return {name: v.levels[int(x)] if v.levels else x for (name, v), x in pairs if x == x}
 
 
 def write_latents(

@@ -67,8 +67,9 @@ class Maker:
         parts = [pool(z) for z in self.latents(asked, seeds, guidance, what)]
         return Pooled(np.concatenate(parts), tuple(asked), tuple(subjects))
 
-    def ventricles_ml(self, conditions: Sequence[Mapping[str, Any]], seed: int, guidance: float) -> list[float]:
-        seeds = [seed + i for i in range(len(conditions))]
+    def ventricles_ml(
+        self, conditions: Sequence[Mapping[str, Any]], seeds: Sequence[int], guidance: float
+    ) -> list[float]:
         volumes = (
             v for z in self.latents(conditions, seeds, guidance, f"guidance {guidance:g}") for v in decode(self, z)
         )
@@ -111,6 +112,8 @@ def evaluate_generation(
     if latents is None and (utility or guidance == "auto"):
         raise G3nError("utility and guidance auto need the run's latents; give --latents")
     sweeps, left_out = plan(generator.variables, ages, fixed)
+    if latents is None:
+        sweeps.pop("modality", None)  # only a probe recognizes it
     for conditions in sweeps.values():
         for condition in conditions:
             generator.variables.check(condition)
@@ -121,9 +124,7 @@ def evaluate_generation(
         if guidance == "auto":
             assert index is not None
             train = train_ventricles(index, generator, fixed, batch, progress)
-            strength, extra["guidance_choice"] = choose(
-                lambda asked, g: maker.ventricles_ml(asked, seed, g), fixed, train
-            )
+            strength, extra["guidance_choice"] = choose(maker.ventricles_ml, fixed, train, seed)
         else:
             strength = float(guidance)
         rows, pooled, pictures = run_sweeps(maker, sweeps, count, seed, strength)

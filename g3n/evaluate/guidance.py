@@ -19,7 +19,9 @@ from g3n.stream.index import ShardIndex
 from g3n.stream.lanes import eval_batches
 
 CANDIDATES = (1.0, 1.5, 2.0, 3.0, 5.0)
-LEAST_SCANS, MOST_SCANS = 8, 64
+LEAST_SCANS, MOST_SCANS = 8, 256
+QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
+NOISES = 8
 
 
 @torch.no_grad()
@@ -59,19 +61,22 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def choose(
-    ventricles_ml: Callable[[Sequence[Mapping[str, Any]], float], Sequence[float]],
+    ventricles_ml: Callable[[Sequence[Mapping[str, Any]], Sequence[int], float], Sequence[float]],
     fixed: Mapping[str, Any],
     train: tuple[np.ndarray, np.ndarray, list[str]],
+    seed: int,
 ) -> tuple[float, dict[str, Any]]:
     """(the guidance of CANDIDATES whose slope of ventricles over age is nearest the train subjects', what was compared).
 
-    ``ventricles_ml(conditions, guidance)`` generates and measures; ages are those of the train scans, the noises the same
-    under each guidance. Of two equally near the weaker is taken.
+    ``ventricles_ml(conditions, seeds, guidance)`` generates and measures. Ages are quantiles of the train scans', the noises
+    the same at each age and guidance, so that they cancel. Of two equally near the weaker is taken.
     """
     ages, real_ml, subjects = train
     real = intervals.bootstrap(slope, ages, real_ml, subjects=subjects)
-    conditions = [{**fixed, "age_years": float(age)} for age in ages]
-    slopes = {g: slope(ages, np.asarray(ventricles_ml(conditions, g))) for g in CANDIDATES}
+    asked = [float(age) for age in np.quantile(ages, QUANTILES) for _ in range(NOISES)]
+    seeds = [seed + i for _ in QUANTILES for i in range(NOISES)]
+    conditions = [{**fixed, "age_years": age} for age in asked]
+    slopes = {g: slope(np.array(asked), np.asarray(ventricles_ml(conditions, seeds, g))) for g in CANDIDATES}
     chosen = min(CANDIDATES, key=lambda g: (abs(slopes[g] - real.value), g))
     compared = {"train_scans": len(ages), "train_slope_ml_a_year": asdict(real)}
     return chosen, {**compared, "slope_ml_a_year": {f"{g:g}": value for g, value in slopes.items()}, "chosen": chosen}
