@@ -131,6 +131,22 @@ def test_growth_by_the_years_asked_for(latents: str, tmp_path: Path, a_year: flo
     assert 0 < growth["absolute_change_at_0_ml"]["value"] <= 16 * toy.VOXEL_ML
 
 
+def test_the_age_moves_along_with_the_years(latents: str, tmp_path: Path) -> None:
+    seen = []
+    real = forecaster(0)
+
+    def model(x: torch.Tensor, t: torch.Tensor, cond_BV: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+        seen.append(cond_BV)
+        return real.model(x, t, cond_BV, source)
+
+    forecasting.evaluate_forecasting(toy.generator(model, start_noise=0.0), latents, tmp_path, steps=1)
+    age, elapsed = (torch.cat(seen)[:, NAMES.index(name)] for name in ("age_years", "elapsed_years"))
+    starts = (age - elapsed)[elapsed.isfinite()]
+    assert {0.0, 1.0, 2.0, 5.0, 10.0} <= set(elapsed.tolist())
+    assert all(40 <= start < 70 for start in starts.tolist())
+    assert len(set(starts.tolist())) <= 6  # one for each person
+
+
 def test_too_few_train_pairs_leave_the_learned_baselines_out(tmp_path: Path) -> None:
     latents = toy.write_latents(tmp_path / "l", {"train": people(2, 0), "val": people(3, 1)})
     found = forecasting.evaluate_forecasting(forecaster(0), latents, tmp_path / "out", steps=1)

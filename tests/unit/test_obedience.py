@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from g3n.cli import _guidance
 from g3n.config import G3nError
 from g3n.evaluate import guidance, utility
 from g3n.evaluate.effects import age_effect, plan
@@ -135,6 +136,7 @@ def test_probes_see_what_a_generator_does_not_listen_to(latents: str, tmp_path: 
     assert synthetic["sex"]["synthetic_minus_real"]["value"] == pytest.approx(
         synthetic["sex"]["synthetic"]["share_right"]["value"] - 1
     )
+    assert synthetic["sex"]["synthetic"]["share_right"]["value"] < 0.9  # nothing of sex is in what it learned from
     assert found["utility"]["train_scans"] == 96
     assert found["utility"]["rare_group"]["level"] == "AD"
     assert found["utility"]["rare_group"]["synthetic_scans"] == 24
@@ -208,3 +210,7 @@ def test_mistakes(latents: str, tmp_path: Path) -> None:
     with pytest.raises(G3nError, match="age_years is 170"):
         evaluate_generation(maker, [30, 170], tmp_path, T1)
     assert not any(tmp_path.iterdir())
+    assert (_guidance("auto"), _guidance("1.5")) == ("auto", 1.5)
+    for wrong in ("strong", "-1", "nan", "inf"):
+        with pytest.raises(G3nError, match="expected a number of at least 0, or auto"):
+            _guidance(wrong)
