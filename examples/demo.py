@@ -79,7 +79,7 @@ def last_stages(seed: int, baseline: dict[str, str], target_age: float) -> list[
         Stage(
             "evaluate generation",
             f"g3n evaluate generation --run {OUT}/dit --ages {','.join(map(str, AGES))} --modality T1 --diagnosis HC "
-            f"--field-strength 3 --count 8 --seed {seed} --output {OUT}/eval/generation",
+            f"--field-strength 3 --count 8 --seed {seed} --latents {OUT}/latents --output {OUT}/eval/generation",
         ),
         Stage(
             "evaluate forecasting",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -319,14 +320,21 @@ def generation(
     count: Annotated[int, typer.Option(min=1, help="Volumes an age.")] = 8,
     seed: Seed = 0,
     steps: Steps = 25,
-    guidance: Guidance = 2.0,
+    guidance: Annotated[
+        str, typer.Option(help="How strongly the variables act, or auto: chosen on the train split (needs --latents).")
+    ] = "2.0",
     guidance_interval: Interval = "0,1",
     sampler: SamplerOption = SamplerName.HEUN,
     shift: Shift = None,
     batch: Batch = 8,
+    latents: Annotated[str | None, typer.Option(help="The latent shards it was trained on, for probes.")] = None,
+    split: Annotated[str, typer.Option(help="val or test: the people that probes are tested on.")] = "val",
+    utility: Annotated[bool, typer.Option("--utility", help="Also train predictors on generated latents.")] = False,
     device: Device = None,
 ) -> None:
-    """Does the generator obey? Ventricle and brain volume of generated volumes by requested age.
+    """Does the generator obey? Anatomy of generated volumes by requested age, sex, diagnosis and modality.
+
+    With `--latents` also what probes trained on real latents see in generated ones, beside real people.
 
     Example: `g3n evaluate generation --run runs/demo/dit --ages 25,55,85 --output out/generation`
     """
@@ -337,13 +345,24 @@ def generation(
         years = [float(age) for age in ages.split(",")]
     except ValueError:
         raise G3nError(f"--ages '{ages}' is not a list of numbers such as 25,55,85") from None
-    interval = interval_of(guidance_interval)
+    strength, interval = _guidance(guidance), interval_of(guidance_interval)
     check_shift(shift)
     fixed = conditions_of(modality, None, sex, diagnosis, cohort, field_strength, None)
     generator = open_generator(run, device)
     evaluate_generation(
-        generator, years, output, fixed, count, seed, steps, guidance, sampler.value, batch, interval, shift
-    )
+        generator, years, output, fixed, count, seed, steps, strength, sampler.value, batch, interval, shift, latents,
+        split, utility,
+    )  # fmt: skip
+
+
+def _guidance(text: str) -> float | Literal["auto"]:
+    try:
+        strength = 0.0 if text == "auto" else float(text)
+    except ValueError:
+        strength = -1.0
+    if not 0 <= strength < math.inf:
+        raise G3nError(f"--guidance is '{text}'; expected a number of at least 0, or auto")
+    return "auto" if text == "auto" else strength
 
 
 @evaluate_app.command()
@@ -356,7 +375,8 @@ def forecasting(
     batch: Batch = 8,
     device: Device = None,
 ) -> None:
-    """Forecasts of first to last visits against the follow-up, beside taking the baseline for it.
+    """Forecasts of first to last visits against the follow-up, beside three simple predictors: the baseline itself, the mean
+    change of the train split, and a regression. And how ventricles grow as more years are asked for.
 
     Example: `g3n evaluate forecasting --run runs/demo/forecast --latents runs/demo/latents --output out/forecasting`
     """

@@ -127,14 +127,22 @@ def test_evaluations(work: Path) -> None:
     assert metrics["psnr_gain_db"] > 0  # even a tokenizer of 30 steps knows more than the mean
     assert (work / "rec/reconstruction.png").is_file()
 
-    run("g3n", "evaluate", "generation", "--run", f"{work}/dit", "--ages", "25,85", "--count", "2", "--steps", "2",
-        "--output", f"{work}/gen")  # fmt: skip
+    words = ("g3n", "evaluate", "generation", "--run", f"{work}/dit", "--ages", "25,85", "--count", "2", "--steps", "2")
+    run(*words, "--output", f"{work}/gen")
     metrics = json.loads((work / "gen/metrics.json").read_text())
     assert set(metrics["ventricle_ml_by_age"]) == {"25", "85"}
+    assert {"age", "sex", "diagnosis", "lesion"} == set(metrics["effects"])
+    run(*words, "--latents", f"{work}/latents", "--utility", "--output", f"{work}/gen-probed")
+    metrics = json.loads((work / "gen-probed/metrics.json").read_text())
+    assert 0 <= metrics["probes"]["sex"]["real"]["share_right"]["value"] <= 1
+    assert {"train_on_synthetic", "rare_group"} <= set(metrics["utility"])
 
     run("g3n", "evaluate", "forecasting", "--run", f"{work}/forecast", "--latents", f"{work}/latents", "--steps", "2",
         "--output", f"{work}/fore")  # fmt: skip
-    assert json.loads((work / "fore/metrics.json").read_text())["pairs"] > 0
+    metrics = json.loads((work / "fore/metrics.json").read_text())
+    assert metrics["pairs"] > 0
+    assert set(metrics["methods"]) == {"ours", "no_change", "mean_change", "regression"}
+    assert metrics["growth"]["years"] == [0, 1, 2, 5, 10]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,8 @@ from g3n import outputs
 from g3n.cli import app, interval_of
 from g3n.config import G3nError, build
 from g3n.evaluate import generation
-from g3n.generate import Generator, open_generator, sample
+from g3n.evaluate.anatomy import AnatomyML
+from g3n.generate import Generator, open_generator, sample, sample_latents
 from g3n.latent import LatentSpace
 from g3n.models.dit import DiT, DiTConfig
 from g3n.outputs import read_sweep, swept
@@ -218,14 +218,15 @@ def test_an_evaluation_samples_as_it_says(root: Path, monkeypatch: pytest.Monkey
     """What the options are reaches the sampler and the metrics alike."""
     asked: dict[str, Any] = {}
 
-    def watched(*arguments: Any) -> Iterator[np.ndarray]:
-        asked.update(inspect.signature(sample).bind(*arguments).arguments)
-        return sample(*arguments)
+    def watched(*arguments: Any) -> Iterator[Tensor]:
+        asked.update(inspect.signature(sample_latents).bind(*arguments).arguments)
+        return sample_latents(*arguments)
 
-    monkeypatch.setattr(generation, "sample", watched)
-    monkeypatch.setattr(
-        generation, "measure", lambda volume, *_: SimpleNamespace(ventricle_ml=float(volume.std()), brain_ml=2.0)
-    )
+    def sizes(volume: np.ndarray, *_: Any) -> AnatomyML:
+        return AnatomyML(float(volume.std()), 2.0, 0.0)
+
+    monkeypatch.setattr(generation, "sample_latents", watched)
+    monkeypatch.setattr(generation, "measure", sizes)
     g3n("evaluate", "generation", "--run", f"{root}/shifted", "--modality", "T1", "--ages", "30,80", "--count", "1",
         "--steps", "2", "--guidance-interval", "0.2,0.9", "--shift", "2", "--sampler", "multistep", "--output",
         f"{root}/evaluation", "--device", "cpu")  # fmt: skip
