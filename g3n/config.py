@@ -132,7 +132,10 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
             item = args[1] if args else Any
             return {str(k): _convert(item, v, f"{path}.{k}") for k, v in value.items()}
     elif kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise G3nError(f"config key '{path}' is a whole number too large for a float") from None
     elif kind is float and isinstance(value, str):
         try:
             return float(value)  # YAML 1.1 reads 1e-4 as a string

@@ -29,7 +29,7 @@ class DiTConfig:
     variables: dict[str, Variable] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.width % self.heads or self.width % 6:
+        if min(self.width, self.heads) < 1 or self.width % self.heads or self.width % 6:
             raise ValueError(f"width {self.width} must be divisible by heads {self.heads} and by 6 (3D positions)")
         if self.head_depth < 0 or bool(self.head_depth) != bool(self.head_width):
             raise ValueError(f"head_depth {self.head_depth} and head_width {self.head_width}: give both, or 0 for both")

@@ -25,6 +25,8 @@ class MAEConfig:
     decoder_mlp: int = 4608
 
     def __post_init__(self) -> None:
+        if min(self.patch, self.width, self.heads, self.decoder_width, self.decoder_heads, *self.volume_shape) < 1:
+            raise ValueError("volume_shape, patch, widths and heads must be at least 1")
         if any(n % self.patch for n in self.volume_shape):
             raise ValueError(f"volume_shape {self.volume_shape} must be divisible by patch {self.patch} on every axis")
         for name, width, heads in (
