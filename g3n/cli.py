@@ -34,6 +34,7 @@ class SamplerName(StrEnum):
 
 
 Output = Annotated[Path, typer.Option(help="New folder; the same command goes on in it where it stopped.")]
+Results = Annotated[Path, typer.Option(help="Folder for metrics.json, tables and pictures; made again by the same command.")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; default: the GPU if there is one.")]
 Batch = Annotated[int, typer.Option(min=1, help="Volumes at once.")]
 Steps = Annotated[int, typer.Option(min=1, help="Steps of the sampler.")]
@@ -264,7 +265,7 @@ def counterfactual(
 def reconstruction(
     run: Annotated[Path, typer.Option(help="Run folder of the decoder task, or of its baseline, autoencoder.")],
     shards: Annotated[str, typer.Option(help="The volume shards it was trained on.")],
-    output: Output,
+    output: Results,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
     batch: Batch = 8,
     device: Device = None,
@@ -284,7 +285,7 @@ def reconstruction(
 def distances(
     run: Annotated[Path, typer.Option(help="Run folder of the dit task.")],
     latents: Annotated[str, typer.Option(help="The latent shards it was trained on.")],
-    output: Output,
+    output: Results,
     count: Annotated[int, typer.Option(min=8, help="Volumes to generate, and to read at most.")] = 256,
     split: Annotated[str, typer.Option(help="train, val or test: real volumes, and variables to generate by.")] = "val",
     seed: Seed = 0,
@@ -310,7 +311,7 @@ def distances(
 @evaluate_app.command()
 def generation(
     run: Annotated[Path, typer.Option(help="Run folder of the dit task.")],
-    output: Output,
+    output: Results,
     ages: Annotated[str, typer.Option(help="Comma-separated years.")] = "25,55,85",
     modality: Annotated[str, typer.Option(help="A level of the run's table.")] = "T1",
     sex: Sex = None,
@@ -369,7 +370,7 @@ def _guidance(text: str) -> float | Literal["auto"]:
 def forecasting(
     run: Annotated[Path, typer.Option(help="Run folder of the forecast task.")],
     latents: Annotated[str, typer.Option(help="The latent shards it was trained on.")],
-    output: Output,
+    output: Results,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
     steps: Steps = 25,
     batch: Batch = 8,
