@@ -58,22 +58,24 @@ class Reader:
     read: Callable[[Path, int, int], Batches]
 
 
-def made_volume(number: int) -> np.ndarray:
-    """int16 [160, 192, 160]: an ellipsoid of 28 % of the box with smooth contrast and noise; zstd-1 leaves about a quarter."""
+def made_volume(number: int, shape: tuple[int, int, int] = SHAPE) -> np.ndarray:
+    """int16 [X, Y, Z]: an ellipsoid of 28 % of the box with smooth contrast and noise; zstd-1 leaves about a quarter."""
     rng = np.random.default_rng(number)
-    x, y, z = np.ogrid[-1 : 1 : SHAPE[0] * 1j, -1 : 1 : SHAPE[1] * 1j, -1 : 1 : SHAPE[2] * 1j]
+    x, y, z = np.ogrid[-1 : 1 : shape[0] * 1j, -1 : 1 : shape[1] * 1j, -1 : 1 : shape[2] * 1j]
     inside = x**2 + y**2 + z**2 < 0.655
     smooth = 600 + 150 * np.sin(9 * x + number) * np.cos(7 * y) * np.cos(8 * z)
-    noise = rng.normal(0, 150, SHAPE).astype(np.float32)
+    noise = rng.normal(0, 150, shape).astype(np.float32)
     return np.where(inside, np.clip(smooth + noise, 1, 4095), 0).astype(np.int16)
 
 
-def made_shards(folder: Path, count: int) -> None:
+def made_shards(folder: Path, count: int, shape: tuple[int, int, int] = SHAPE) -> None:
+    """``SHARDS`` shards of ``count`` made volumes in all."""
+
     def sample(number: int) -> PackedSample:
-        voxels = made_volume(number)
+        voxels = made_volume(number, shape)
         brain = voxels[voxels != 0]
         meta = {
-            "shape": list(SHAPE), "scale": 1.0, "brain_mean": float(brain.mean()), "brain_std": float(brain.std()),
+            "shape": list(shape), "scale": 1.0, "brain_mean": float(brain.mean()), "brain_std": float(brain.std()),
             "affine": np.eye(4).tolist(), "days_from_baseline": 0, "variables": {"modality": "T1"},
         }  # fmt: skip
         return PackedSample(f"sub-{number:016x}_ses-01_T1", f"{number:016x}", "T1", 1, voxels, meta)
@@ -83,7 +85,7 @@ def made_shards(folder: Path, count: int) -> None:
     header = {
         "kind": "volume",
         "recipe": {},
-        "grid": {"shape": list(SHAPE), "affine": np.eye(4).tolist()},
+        "grid": {"shape": list(shape), "affine": np.eye(4).tolist()},
         "variables": {"modality": ["T1"]},
     }
     write_index(folder, header, {"train": write_split(folder, "train", lists)})
