@@ -36,6 +36,7 @@ class AutoencoderTask:
     name = "autoencoder"
     unit = "volumes"
     kind: Literal["volume"] = "volume"
+    history = 1
 
     def __init__(self, config: AutoencoderTaskConfig, index: ShardIndex) -> None:
         stride = config.net.stride

@@ -242,7 +242,7 @@ def test_hosts_with_different_code_are_refused_on_both(hosts: Hosts, tmp_path: P
 
 
 def test_an_interface_that_is_not_there_is_named(hosts: Hosts) -> None:
-    line, env = hosts.train("interface"), {"GLOO_SOCKET_IFNAME": "eth7", "G3N_TIMEOUT_SECONDS": "4"}
+    line, env = hosts.train("interface"), {"GLOO_SOCKET_IFNAME": "eth7", "G3N_TIMEOUT_SECONDS": "20"}
     assert hosts.finish([hosts.start(rank, line, **slurm(rank), **env) for rank in (0, 1)]) == [2, 2]
     assert re.search(r"set GLOO_SOCKET_IFNAME \(now eth7\) on every host .*: lo, cable", hosts.said(1))
     assert "Traceback" not in hosts.said(0) + hosts.said(1)
