@@ -34,7 +34,9 @@ class SamplerName(StrEnum):
 
 
 Output = Annotated[Path, typer.Option(help="New folder; the same command goes on in it where it stopped.")]
-Results = Annotated[Path, typer.Option(help="Folder for metrics.json, tables and pictures; made again by the same command.")]
+Results = Annotated[
+    Path, typer.Option(help="Folder for metrics.json, tables and pictures; made again by the same command.")
+]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; default: the GPU if there is one.")]
 Batch = Annotated[int, typer.Option(min=1, help="Volumes at once.")]
 Steps = Annotated[int, typer.Option(min=1, help="Steps of the sampler.")]
