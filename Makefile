@@ -23,8 +23,10 @@ $(VENV)/installed: setup.py constraints.txt
 demo: install
 	$(BIN)/python examples/demo.py --seed $(DEMO_SEED)
 
+# ranks of a distributed test have the machine for themselves, the rest runs a file a processor
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/distributed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore=tests/distributed --numprocesses=auto --dist=loadfile
 
 lint: install
 	$(BIN)/ruff check .

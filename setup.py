@@ -43,6 +43,7 @@ EXTRAS = {
     "xformers": ["xformers>=0.0.35,<0.1"],
     "dev": [
         "pytest>=8.3,<10",
+        "pytest-xdist>=3.6,<4",
         "hypothesis>=6.100,<7",
         "ruff>=0.15,<0.18",
         "mypy>=1.15,<3",
