@@ -28,6 +28,7 @@ class Step:
     words: tuple[str, ...]
     metrics: str = "metrics.json"
     note: str = ""
+    told_twice: tuple[str, ...] = ()  # keys that the page leaves out, because intervals say the same
 
 
 def steps(run: Path, forecaster: Path | None, count: int, seed: int) -> list[Step]:
@@ -46,6 +47,8 @@ def steps(run: Path, forecaster: Path | None, count: int, seed: int) -> list[Ste
         Step(
             "Reconstruction", "reconstruction", ("evaluate", "reconstruction", "--run", tokenizer, "--shards", shards),
             note="Validation volumes through encoder, projection and decoder, against themselves.",
+            told_twice=("psnr_db", "psnr_gain_db", "ssim", "ms_ssim", "mae", "high_frequency_error", "dice", "by_modality",
+                        "by_cohort"),
         ),
         Step(
             "Does it obey?", "generation", ("evaluate", "generation", *of_run, "--latents", latents, "--seed", str(seed)),
@@ -93,7 +96,8 @@ def write_report(call: Call, run: Path, forecaster: Path | None, output: Path, c
         metrics = json.loads((folder / step.metrics).read_text())
         tree[step.folder] = metrics
         pictures = sorted(p for p in folder.iterdir() if p.suffix in (".png", ".svg"))
-        parts.append(Part(step.title, command, metrics, pictures, step.note))
+        shown = {name: value for name, value in metrics.items() if name not in step.told_twice}
+        parts.append(Part(step.title, command, shown, pictures, step.note))
     line = ["g3n", "report", "--run", str(run), *(["--forecaster", str(forecaster)] if forecaster else [])]
     line += ["--output", str(output), "--count", str(count), "--seed", str(seed)]
     about["command"] = shlex.join(line)
