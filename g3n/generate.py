@@ -19,6 +19,7 @@ from g3n.models.conditioning import VariableSet
 from g3n.models.dit import DiT
 from g3n.models.pretrained import Run, load_weights, open_run
 from g3n.nifti import Grid
+from g3n.stream.index import ShardIndex, load_index
 from g3n.tasks.base import randn_like_samples
 from g3n.tasks.dit import DiTTaskConfig
 from g3n.tasks.forecast import ForecastTaskConfig, elapsed_gate, gated, source_channels, start_from, with_history
@@ -70,6 +71,14 @@ def _open(run: Run, config: DiTTaskConfig, model: DiT, noise: float, device: str
     return Generator(
         freeze(model).to(where), space, VariableSet(config.net.variables), grid, run, where, noise, config.shift
     )
+
+
+def open_latents(generator: Generator, latents: str) -> ShardIndex:
+    """Latent shards that the generator's tokenizer made. Raises G3nError for any others."""
+    index = load_index(latents)
+    if index.kind != "latent" or index.raw["tokenizer"]["fingerprint"] != generator.space.tokenizer_fingerprint:
+        raise G3nError(f"'{latents}' are not latents of the tokenizer of '{generator.run.path}'; encode again")
+    return index
 
 
 def _solve(

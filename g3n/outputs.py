@@ -16,7 +16,7 @@ import numpy as np
 from g3n.config import G3nError, did_you_mean
 from g3n.evaluate.anatomy import measure
 from g3n.evaluate.montage import write_montage
-from g3n.evaluate.report import write_json
+from g3n.evaluate.report import claim, write_json
 from g3n.flow import Sampler
 from g3n.generate import Generator, forecast, sample
 from g3n.meters import progress_bar
@@ -105,14 +105,10 @@ def about(generator: Generator, **more: Any) -> dict[str, Any]:
 
 def resume(output: Path, recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Records of volumes that an earlier call with the same recipe finished. Raises G3nError for another recipe's."""
-    plan = output / "recipe.json"
-    if plan.is_file() and json.loads(plan.read_text()) == json.loads(json.dumps(recipe)):
-        done = [json.loads(file.read_text()) for file in sorted(output.glob("volume-*.json"))]
-        return [record for record in done if (output / record["file"]).is_file()]
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise G3nError(f"'{output}' holds something else; give a new folder")
-    write_json(plan, recipe)
-    return []
+    if not claim(output, recipe):
+        return []
+    done = [json.loads(file.read_text()) for file in sorted(output.glob("volume-*.json"))]
+    return [record for record in done if (output / record["file"]).is_file()]
 
 
 @dataclass(frozen=True)

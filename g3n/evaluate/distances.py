@@ -28,10 +28,10 @@ from g3n.evaluate.distributions import (
 from g3n.evaluate.intervals import mean
 from g3n.evaluate.report import print_intervals, subject_of, write_json
 from g3n.flow import Sampler
-from g3n.generate import Generator, sample
+from g3n.generate import Generator, open_latents, sample
 from g3n.latent import LatentSpace
 from g3n.meters import progress_bar
-from g3n.stream.index import ShardIndex, load_index
+from g3n.stream.index import ShardIndex
 from g3n.stream.lanes import eval_batches
 
 SPACES = ("mean_token", "latent")
@@ -127,10 +127,7 @@ def evaluate_distances(
     draws of halves, that of ``diversity`` (MS-SSIM of pairs of strangers in one modality) a bootstrap over pairs. Raises
     G3nError for latents of another tokenizer and for sets too small, before anything is generated.
     """
-    index = load_index(latents)
-    space = generator.space
-    if index.kind != "latent" or index.raw["tokenizer"]["fingerprint"] != space.tokenizer_fingerprint:
-        raise G3nError(f"'{latents}' are not latents of the tokenizer of '{generator.run.path}'; encode again")
+    index, space = open_latents(generator, latents), generator.space
     real = _read(index, split, count, batch, space)
     n = largest_half(real.subjects)
     if n <= NEIGHBORS:

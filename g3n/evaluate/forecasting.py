@@ -24,11 +24,10 @@ from g3n.evaluate.baselines import (
     train_pairs,
 )
 from g3n.evaluate.montage import write_montage
-from g3n.evaluate.report import means, print_means, write_csv, write_json
+from g3n.evaluate.report import means, print_means, subject_of, write_csv, write_json
 from g3n.flow import integrate
-from g3n.generate import Generator
+from g3n.generate import Generator, open_latents
 from g3n.meters import progress_bar
-from g3n.stream.index import load_index
 from g3n.stream.lanes import eval_batches
 from g3n.stream.samples import Batch
 from g3n.tasks.base import randn_like_samples
@@ -52,9 +51,7 @@ def evaluate_forecasting(
     ``ventricle_error_ml`` is the error of the predicted change of ventricle volume, and so of the volume itself.
     Intervals are over subjects. Raises G3nError for latents of another tokenizer, or without pairs in ``split``.
     """
-    index = load_index(latents)
-    if index.kind != "latent" or index.raw["tokenizer"]["fingerprint"] != generator.space.tokenizer_fingerprint:
-        raise G3nError(f"'{latents}' are not latents of the tokenizer of '{generator.run.path}'; encode again")
+    index = open_latents(generator, latents)
     rows: list[dict[str, Any]] = []
     curves: list[dict[str, Any]] = []
     picture: tuple[float, list[tuple[str, Any]]] = (-1.0, [])
@@ -184,11 +181,6 @@ def row_of(b: Batch, i: int, elapsed: float, figures: Mapping[str, Mapping[str, 
         **values,
         "psnr_gain_db": values["psnr_db"] - values["no_change_psnr_db"],
     }
-
-
-def subject_of(key: str) -> str:
-    """The subject in a sample's key, ``sub-<hash>_<modality>...``."""
-    return key.split("_", 1)[0]
 
 
 def column(rows: Sequence[Mapping[str, Any]], method: str, figure: str) -> np.ndarray:

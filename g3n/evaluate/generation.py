@@ -22,7 +22,6 @@ from g3n.evaluate.probes import (
     agreement,
     conditions_of,
     fit_probe,
-    open_latents,
     pool,
     probe_figures,
     read_pooled,
@@ -30,7 +29,7 @@ from g3n.evaluate.probes import (
 from g3n.evaluate.report import means, print_means, write_csv, write_json
 from g3n.evaluate.utility import MOST_SCANS, rare_group, train_on_synthetic
 from g3n.flow import Sampler
-from g3n.generate import Generator, sample_latents
+from g3n.generate import Generator, open_latents, sample_latents
 from g3n.meters import progress_bar
 from g3n.stream.index import ShardIndex
 

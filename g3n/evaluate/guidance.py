@@ -14,6 +14,7 @@ from g3n.config import G3nError
 from g3n.evaluate import intervals
 from g3n.evaluate.anatomy import measure
 from g3n.evaluate.effects import slope
+from g3n.evaluate.report import subject_of
 from g3n.generate import Generator
 from g3n.stream.index import ShardIndex
 from g3n.stream.lanes import eval_batches
@@ -45,7 +46,7 @@ def train_ventricles(
             volume = generator.space.decode(latent)[0].cpu().numpy()
             ages.append(float(v["age_years"]))
             found.append(measure(volume, generator.grid, str(v.get("modality"))).ventricle_ml)
-            subjects.append(b.keys[i].split("_", 1)[0])
+            subjects.append(subject_of(b.keys[i]))
             progress.advance(bar)
     if len(ages) < LEAST_SCANS or len(set(ages)) < 2:
         raise G3nError(

@@ -7,7 +7,6 @@ alike.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -29,7 +28,7 @@ from g3n.evaluate.intervals import Interval, bootstrap
 from g3n.evaluate.membership import attack_auc, flow_losses
 from g3n.evaluate.montage import write_montage
 from g3n.evaluate.neighbors import Matches, Neighbors, best_matches, nearest
-from g3n.evaluate.report import print_means, write_csv, write_json
+from g3n.evaluate.report import claim, print_means, subject_of, write_csv, write_json
 from g3n.flow import Sampler, Velocity
 from g3n.generate import Generator, sample_latents
 from g3n.meters import progress_bar
@@ -67,7 +66,7 @@ class Views:
     feature: Tensor
 
 
-def open_latents(generator: Generator, latents: Sequence[str]) -> ShardIndex:
+def open_training_latents(generator: Generator, latents: Sequence[str]) -> ShardIndex:
     """The latents the generator was trained on: a folder, or the folders of its mix in the config's order.
 
     Raises G3nError for any others.
@@ -100,7 +99,7 @@ def read_scans(generator: Generator, index: ShardIndex, batch: int, progress: Pr
             standardized = generator.space.standardize(b.tensors["latent"].to(generator.device)).cpu()
             latents.append(standardized[kept])
             for i in kept:
-                scans.subjects.append(b.keys[i].removeprefix("sub-").split("_")[0])
+                scans.subjects.append(subject_of(b.keys[i]).removeprefix("sub-"))
                 scans.variables.append({k: v for k, v in b.variables[i].items() if k in generator.variables.names})
                 scans.seeds.append(int(b.seeds[i]))
                 scans.member.append(split == "train")
@@ -329,7 +328,7 @@ def audit(
     """
     if count < 2:
         raise G3nError(f"--count {count} is too few to audit; give 2 or more, better hundreds")
-    index = open_latents(generator, latents)
+    index = open_training_latents(generator, latents)
     recipe = {
         "format": FORMAT,
         "generator": fingerprint(generator.run.weights),
@@ -342,7 +341,7 @@ def audit(
         "guidance": guidance,
         "sampler": sampler,
     }
-    _start(output, recipe)
+    claim(output, recipe)
     device = generator.device
     with progress_bar() as progress:
         scans = read_scans(generator, index, batch, progress)
@@ -409,22 +408,6 @@ def audit(
     }
     print_means(f"generated volumes nearer than the {PERCENTILE:g}th percentile between subjects", table)
     return result
-
-
-def _start(output: Path, recipe: Mapping[str, Any]) -> None:
-    plan = output / "recipe.json"
-    if plan.is_file() and plan.read_text() == _plain(recipe):
-        return
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise G3nError(f"'{output}' holds something else; give a new folder")
-    output.mkdir(parents=True, exist_ok=True)
-    part = output / ".recipe.json.part"
-    part.write_text(_plain(recipe))
-    part.replace(plan)
-
-
-def _plain(recipe: Mapping[str, Any]) -> str:
-    return json.dumps(recipe, indent=1) + "\n"
 
 
 @torch.no_grad()

@@ -16,8 +16,9 @@ from torch import Tensor
 from g3n.config import G3nError
 from g3n.evaluate import intervals
 from g3n.evaluate.effects import correlation
+from g3n.evaluate.report import subject_of
 from g3n.generate import Generator
-from g3n.stream.index import ShardIndex, load_index
+from g3n.stream.index import ShardIndex
 from g3n.stream.lanes import eval_batches
 
 CLASSES = ("modality", "sex", "diagnosis")
@@ -43,14 +44,6 @@ class Pooled:
         )
 
 
-def open_latents(generator: Generator, latents: str) -> ShardIndex:
-    """Raises G3nError for anything but latents of the generator's tokenizer."""
-    index = load_index(latents)
-    if index.kind != "latent" or index.raw["tokenizer"]["fingerprint"] != generator.space.tokenizer_fingerprint:
-        raise G3nError(f"'{latents}' are not latents of the tokenizer of '{generator.run.path}'; encode again")
-    return index
-
-
 def read_pooled(index: ShardIndex, generator: Generator, split: str, batch: int, progress: Progress) -> Pooled:
     """Every visit of a split. Raises G3nError where there is none."""
     rows: list[tuple[np.ndarray, Mapping[str, Any], str]] = []
@@ -58,7 +51,7 @@ def read_pooled(index: ShardIndex, generator: Generator, split: str, batch: int,
     for b in eval_batches(index, None, "latent", split, batch, rank=0, world=1, seed=0):
         pooled = pool(generator.space.standardize(b.tensors["latent"].to(generator.device)))
         used = [i for i in range(len(b)) if b.weights[i] > 0]
-        rows += [(pooled[i], b.variables[i], b.keys[i].split("_", 1)[0]) for i in used]
+        rows += [(pooled[i], b.variables[i], subject_of(b.keys[i])) for i in used]
         progress.advance(bar, len(used))
     if not rows:
         raise G3nError(f"latents '{index.url}' have no scans in split '{split}'")

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from g3n.config import G3nError
 from g3n.evaluate.intervals import LEVEL, Interval, mean
 
 _LOG_WIDTH = 140  # of a table that goes to a file
@@ -26,6 +27,20 @@ def write_json(path: Path, tree: Any) -> None:
     part = path.with_name(f".{path.name}.part")
     part.write_text(json.dumps(_finite(tree), indent=1) + "\n")
     part.replace(path)
+
+
+def claim(folder: Path, recipe: Mapping[str, Any]) -> bool:
+    """Make ``folder`` the place of what ``recipe`` gives; True where an earlier call with the same recipe has begun there.
+
+    Raises G3nError where it holds anything else.
+    """
+    plan = folder / "recipe.json"
+    if plan.is_file() and json.loads(plan.read_text()) == json.loads(json.dumps(_finite(recipe))):
+        return True
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise G3nError(f"'{folder}' holds something else; give a new folder")
+    write_json(plan, recipe)
+    return False
 
 
 def _finite(value: Any) -> Any:

@@ -22,6 +22,7 @@ from g3n.cli import app, interval_of
 from g3n.config import G3nError, build
 from g3n.evaluate import generation
 from g3n.evaluate.anatomy import AnatomyML
+from g3n.evaluate.report import claim
 from g3n.generate import Generator, open_generator, sample, sample_latents
 from g3n.latent import LatentSpace
 from g3n.models.dit import DiT, DiTConfig
@@ -233,3 +234,11 @@ def test_an_evaluation_samples_as_it_says(root: Path, monkeypatch: pytest.Monkey
     found = json.loads((root / "evaluation/metrics.json").read_text())
     assert (found["guidance_interval"], found["shift"], found["sampler"]) == ([0.2, 0.9], 2.0, "multistep")
     assert (asked["interval"], asked["shift"], asked["sampler"]) == ((0.2, 0.9), 2.0, "multistep")
+
+
+def test_a_folder_belongs_to_one_recipe(tmp_path: Path) -> None:
+    recipe = {"guidance": 1.23456789, "ages": (30.0, 80.0)}  # more digits than a JSON of ours keeps
+    assert claim(tmp_path / "out", recipe) is False
+    assert claim(tmp_path / "out", recipe) is True
+    with pytest.raises(G3nError, match="holds something else"):
+        claim(tmp_path / "out", {**recipe, "guidance": 2.0})

@@ -235,7 +235,9 @@ def test_a_run_that_repeats_its_training_scans_is_caught(
     """The sampler gives training latents back."""
     generator = open_generator(root / "runs/dit", "cpu")
     with privacy.progress_bar() as progress:
-        scans = privacy.read_scans(generator, privacy.open_latents(generator, [str(root / "latents")]), 8, progress)
+        scans = privacy.read_scans(
+            generator, privacy.open_training_latents(generator, [str(root / "latents")]), 8, progress
+        )
     train = scans.latents_RNC[[i for i, m in enumerate(scans.member) if m]]
     monkeypatch.setattr(privacy, "sample_latents", lambda *a, **k: iter([train + 1e-3 * normal(0, *train.shape)]))
     found = privacy.audit(generator, [str(root / "latents")], tmp_path / "a", count=len(train), steps=1)
