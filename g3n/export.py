@@ -15,6 +15,7 @@ from torch import Tensor
 
 from g3n.config import G3nError, build, to_plain
 from g3n.evaluate.privacy import FORMAT as AUDIT_FORMAT
+from g3n.evaluate.report import leaves
 from g3n.exported import FORMAT, WEIGHTS, Fingerprints, FlowConfig, ModelConfig
 from g3n.generate import Generator, open_forecaster, open_generator
 from g3n.models.decoder import TokenizerConfig
@@ -33,6 +34,9 @@ LICENSES = {
     "dua": "under a data use agreement",
     "unknown": "license unknown",
 }
+
+
+_SETTINGS = ("count", "seed", "steps", "step", "guidance", "shift", "draws", "neighbors", "ms_ssim_scales")
 
 
 def export(
@@ -266,19 +270,28 @@ def _data_lines(training: Mapping[str, Any]) -> list[str]:
 
 
 def _figures(metrics: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
-    """A table a file, of its numbers at the top level. Settings and names of files stay out."""
+    """A table a file, of its numbers with their intervals. Settings and words, such as names of files, stay out."""
     lines: list[str] = []
     for name, tree in metrics:
-        figures = {k: v for k, v in tree.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+        figures = {path: _told(leaf) for path, leaf in leaves({k: v for k, v in tree.items() if k not in _SETTINGS})}
         lines += [
             f"### {name}",
             "",
             "| figure | value |",
             "|---|---|",
-            *(f"| {k} | {v:g} |" for k, v in figures.items()),
+            *(f"| {k.replace('_', ' ')} | {v} |" for k, v in figures.items()),
             "",
         ]
     return lines[:-1]
+
+
+def _told(leaf: float | Mapping[str, Any]) -> str:
+    if not isinstance(leaf, Mapping):
+        return f"{leaf:.4g}"
+    value, low, high = (leaf[name] for name in ("value", "low", "high"))
+    if value is None:
+        return "not defined"
+    return f"{value:.4g}" if low is None or high is None else f"{value:.4g} [{low:.4g}, {high:.4g}]"
 
 
 def _version() -> str:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from g3n.config import G3nError, build
 from g3n.evaluate.page import Part, write_page
-from g3n.evaluate.report import write_json
+from g3n.evaluate.report import leaves, write_json
 from g3n.models.pretrained import Run, open_run
 from g3n.tracking import TrackingConfig, git_sha, log_evaluation
 
@@ -104,7 +104,7 @@ def write_report(call: Call, run: Path, forecaster: Path | None, output: Path, c
     write_json(output / "report.json", {"about": about, **tree})
     page = output / "index.html"
     write_page(page, f"g3n report: {generator.path.parents[1].name}", about, parts)
-    _log(generator, dict(figures(tree)), page)
+    _log(generator, figures(tree), page)
     return page
 
 
@@ -115,16 +115,10 @@ def _is_done(path: Path, mark: Mapping[str, Any]) -> bool:
     return all(known.get(name) == value for name, value in mark.items())
 
 
-def figures(tree: Mapping[str, Any], prefix: str = "report") -> Iterator[tuple[str, float]]:
-    """The numbers of a tree of metrics by path, intervals by their value: what MLflow can plot."""
-    for name, value in tree.items():
-        path = f"{prefix}/{name}"
-        if isinstance(value, Mapping) and "value" in value:
-            value = value["value"]
-        if isinstance(value, Mapping):
-            yield from figures(value, path)
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            yield path, float(value)
+def figures(tree: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a report by path, intervals by their value: what MLflow can plot."""
+    found = {path: leaf["value"] if isinstance(leaf, Mapping) else leaf for path, leaf in leaves(tree, "report/")}
+    return {path: float(value) for path, value in found.items() if value is not None}
 
 
 def _log(run: Run, values: Mapping[str, float], page: Path) -> None:

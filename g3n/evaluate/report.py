@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,20 @@ def write_json(path: Path, tree: Any) -> None:
     part = path.with_name(f".{path.name}.part")
     part.write_text(json.dumps(_finite(tree), indent=1) + "\n")
     part.replace(path)
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float | Mapping[str, Any]]]:
+    """The figures of a tree of metrics by path: numbers, and objects with ``value``, ``low`` and ``high`` whole; no words."""
+    for name, value in tree.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            ends = [value.get(end, "") for end in ("value", "low", "high")]
+            if all(end is None or isinstance(end, (int, float)) for end in ends):
+                yield path, value
+            else:
+                yield from leaves(value, f"{path}/")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield path, value
 
 
 def claim(folder: Path, recipe: Mapping[str, Any]) -> bool:

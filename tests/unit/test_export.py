@@ -122,12 +122,16 @@ def test_an_export_needs_the_audit_of_its_weights(root: Path, tmp_path: Path) ->
     assert sorted(p.name for p in tmp_path.iterdir()) == ["audit.json", "plain"]
     (tmp_path / "audit.json").write_text(json.dumps(audit))
     (tmp_path / "reconstruction").mkdir()
-    figures = {"run": "/home/somebody/runs", "psnr_db": 27.25, "volumes": 12, "by_modality": {}}
+    figures = {"run": "/home/somebody/runs", "psnr_db": 27.25, "volumes": 12, "by_modality": {}, "seed": 7}
+    figures["effects"] = {"age": {"value": 0.97712, "low": 0.9, "high": None}, "r": {"value": 1.5, "low": 1, "high": 2}}
     (tmp_path / "reconstruction/metrics.json").write_text(json.dumps(figures))
     metrics = [tmp_path / "reconstruction/metrics.json"]
     card = (export(run, tmp_path / "m", audit=tmp_path / "audit.json", metrics=metrics) / "README.md").read_text()
     assert verdict in card
-    assert "| psnr_db | 27.25 |" in card
+    assert "| psnr db | 27.25 |" in card
+    assert "| effects/age | 0.9771 |" in card
+    assert "| effects/r | 1.5 [1, 2] |" in card
+    assert "seed |" not in card
     assert "somebody" not in card
     assert json.loads((tmp_path / "m/audit.json").read_text()) == audit
     for text in ("[]", "{", '{"format": "g3n-audit-1"}', "[" * 100_000):

@@ -72,4 +72,4 @@ def test_a_folder_of_another_run_is_refused(root: Path, tmp_path: Path) -> None:
 
 def test_figures_are_numbers_by_path() -> None:
     tree = {"a": {"psnr": {"value": 2.0, "low": 1.0, "high": 3.0}, "flag": True, "none": None}, "n": 3, "word": "x"}
-    assert dict(figures(tree)) == {"report/a/psnr": 2.0, "report/n": 3.0}
+    assert figures(tree) == {"report/a/psnr": 2.0, "report/n": 3.0}
