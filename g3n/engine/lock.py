@@ -12,7 +12,7 @@ from typing import IO
 
 from g3n.config import G3nError
 
-PATIENCE_SECONDS = 10  # loader processes of a job that was killed hold its lock until they notice
+PATIENCE_SECONDS = 10  # a job that is started again may come while the one before still ends
 
 
 def hold(folder: Path, until: ExitStack) -> None:

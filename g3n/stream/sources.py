@@ -170,5 +170,5 @@ def _explain_shares(index: ShardIndex, lanes: int) -> None:
 
 
 def _bare(shard: Shard) -> Shard:
-    """Without variables of samples: they have done their service, and indexes go to every loader process."""
+    """Without variables of samples: they have done their service, and the index stays in memory."""
     return replace(shard, samples=tuple(replace(sample, variables=None) for sample in shard.samples))
