@@ -16,6 +16,9 @@ CORE = [
     "pandas>=2.2,<3",
     "scikit-learn>=1.5,<2",
     "matplotlib>=3.9,<4",
+    "pyarrow>=17",  # features as Parquet; mlflow bounds it above
+    "statsmodels>=0.14.4,<0.16",  # corrections for many tests
+    "optuna>=4.2,<6",
     "mlflow>=3.10,<3.18",  # 3.18 makes pip backtrack through numpy releases
     "omegaconf>=2.3,<3",
     "requests>=2.31,<3",  # shards over HTTP
@@ -40,8 +43,10 @@ EXTRAS = {
     ],
     "dicom": ["dcm2niix>=1.0.20250505"],
     "s3": ["s3fs>=2025.3,<2027"],
+    "umap": ["umap-learn>=0.5.7,<0.6"],
     "xformers": ["xformers>=0.0.35,<0.1"],
     "dev": [
+        "umap-learn>=0.5.7,<0.6",
         "pytest>=8.3,<10",
         "pytest-xdist>=3.6,<4",
         "hypothesis>=6.100,<7",
