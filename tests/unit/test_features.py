@@ -56,7 +56,7 @@ def test_what_does_not_fit_is_not_written(tmp_path: Path) -> None:
         Features(good.table, {"age_years": np.zeros((5, 7), np.float32)}, {}),
         Features(good.table.assign(key="same"), good.arrays, {}),
     ):
-        with pytest.raises(ValueError, match="expected|unique"):
+        with pytest.raises(ValueError, match=r"expected|unique"):
             write_features(tmp_path / "f.parquet", bad)
     assert not list(tmp_path.iterdir())
 
@@ -70,5 +70,5 @@ def test_what_is_not_ours_is_refused(tmp_path: Path) -> None:
     for name in ("other", "text", "cut", "missing"):
         with pytest.raises(G3nError, match="g3n embed"):
             read_features(tmp_path / f"{name}.parquet")
-    with pytest.raises(G3nError, match="'meen'.*mean"):
+    with pytest.raises(G3nError, match=r"'meen'.*mean"):
         read_features(tmp_path / "f.parquet").array("meen")
