@@ -18,8 +18,13 @@ class TokenizerConfig:
     decoder_channels: tuple[int, ...] = (512, 256, 128, 64)  # one a doubling: log2(patch) entries
     mask_head: bool = False  # a second output channel tells brain from background; the published decoder has none
     linear_path: bool = False  # adds each token's own linear image to the CNN's; short runs start 5 dB up (docs/log.md)
+    place_rank: int = (
+        0  # linear_path: what each place of the brain adds to that image, in so many directions of a patch
+    )
 
     def __post_init__(self) -> None:
+        if self.place_rank < 0 or (self.place_rank and not self.linear_path):
+            raise ValueError(f"place_rank {self.place_rank} must be >= 0, and 0 without linear_path")
         if self.latent_channels < 1 or any(c % 8 for c in self.decoder_channels):
             raise ValueError(
                 f"latent_channels {self.latent_channels} must be positive and decoder_channels {self.decoder_channels} "
@@ -72,16 +77,28 @@ class CNNDecoder(nn.Module):
 
 
 class LinearPath(nn.Module):
-    """Each latent straight to its patch, plus the mean patch of its place: [B, N, C] -> [B, 1, X, Y, Z]."""
+    """Each latent straight to its patch, plus the mean patch of its place: [B, N, C] -> [B, 1, X, Y, Z].
 
-    def __init__(self, channels: int, tokens: tuple[int, int, int], patch: int) -> None:
+    In an atlas the same place is the same anatomy in everyone. With ``place_rank`` each place adds a linear image of its own,
+    of rank ``place_rank`` over all places.
+    """
+
+    def __init__(self, channels: int, tokens: tuple[int, int, int], patch: int, place_rank: int = 0) -> None:
         super().__init__()
         self.tokens, self.patch = tokens, patch
         self.to_patch = nn.Linear(channels, patch**3, bias=False)
         self.mean = nn.Parameter(torch.zeros(math.prod(tokens), patch**3))
+        if place_rank:
+            self.place_NCR = nn.Parameter(torch.zeros(math.prod(tokens), channels, place_rank))
+            self.basis_RP = nn.Parameter(torch.zeros(place_rank, patch**3))
+        else:
+            self.register_parameter("place_NCR", None)
 
     def forward(self, z_BNC: Tensor) -> Tensor:
-        return ops.unpatchify3d(self.to_patch(z_BNC) + self.mean, self.patch, self.tokens)[:, None]
+        x_BNP = self.to_patch(z_BNC) + self.mean
+        if self.place_NCR is not None:
+            x_BNP = x_BNP + torch.einsum("bnc,ncr->bnr", z_BNC, self.place_NCR) @ self.basis_RP
+        return ops.unpatchify3d(x_BNP, self.patch, self.tokens)[:, None]
 
 
 class Tokenizer(nn.Module):
@@ -94,7 +111,9 @@ class Tokenizer(nn.Module):
         # z' is divided by one number so that the decoder sees unit scale whatever the encoder's features are
         self.register_buffer("input_scale", torch.ones(()))
         self.decoder = CNNDecoder(config, patch)
-        self.linear = LinearPath(config.latent_channels, tokens, patch) if config.linear_path else None
+        path = (config.latent_channels, tokens, patch, config.place_rank)
+        self.linear = LinearPath(*path) if config.linear_path else None
+        self.mask_linear = LinearPath(*path) if config.linear_path and config.mask_head else None
         # of ``spread``; only where training adds noise to z'
         self.register_buffer("feature_spread", None)
 
@@ -105,9 +124,8 @@ class Tokenizer(nn.Module):
         """Raw projected tokens [B, N, C] -> [B, 1 or 2, X, Y, Z]: z-scored intensities and, if any, brain logits."""
         z_BNC = (z_BNC / self.input_scale).to(self.decoder.stem.weight.dtype)
         output = self.decoder(z_BNC.transpose(1, 2).unflatten(2, self.tokens))
-        if self.linear is None:
-            return output
-        return torch.cat([output[:, :1] + self.linear(z_BNC), output[:, 1:]], dim=1)
+        paths = [path(z_BNC) for path in (self.linear, self.mask_linear) if path is not None]
+        return output + torch.cat(paths, dim=1) if paths else output
 
     @torch.no_grad()
     def channel_scale(self) -> Tensor:

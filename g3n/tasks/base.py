@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from g3n.config import G3nError, to_plain
 from g3n.stream.index import ShardIndex
 from g3n.stream.samples import Batch
+
+_MIRROR = 0x4D495252  # keeps this draw apart from the others of a seed
 
 
 class Task(Protocol):
@@ -59,6 +62,20 @@ def sample_generator(seed: int) -> torch.Generator:
 def randn_like_samples(seeds: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Standard normal float32 [B, *shape], row b drawn from ``seeds[b]`` alone."""
     return torch.stack([torch.randn(shape, generator=sample_generator(int(s))) for s in seeds])
+
+
+def mirrored(batch: Batch, probability: float) -> Batch:
+    """``batch`` with volumes turned left to right (axis 0 of the atlas grid), each with ``probability`` by its own seed.
+
+    Brains are nearly symmetric, so a mirrored one is a person more to learn from.
+    """
+    if not probability:
+        return batch
+    draws = [torch.rand((), generator=sample_generator(int(s) ^ _MIRROR)) for s in batch.seeds]
+    turn_B = torch.stack(draws) < probability
+    volume_BXYZ = batch.tensors["volume"]
+    turned_BXYZ = torch.where(turn_B.to(volume_BXYZ.device)[:, None, None, None], volume_BXYZ.flip(1), volume_BXYZ)
+    return replace(batch, tensors={**batch.tensors, "volume": turned_BXYZ})
 
 
 def check_grid(index: ShardIndex, volume_shape: tuple[int, int, int]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,13 +14,13 @@ from torch.nn import functional as F
 from g3n import ops
 from g3n.config import G3nError
 from g3n.latent import normalize, open_encoder
-from g3n.models.decoder import Tokenizer, TokenizerConfig, fix, to_volume
+from g3n.models.decoder import LinearPath, Tokenizer, TokenizerConfig, fix, to_volume
 from g3n.models.discriminator import AdversarialTokenizer
-from g3n.models.projection import Start, identity, pca, regression, spread
+from g3n.models.projection import Start, identity, image, pca, regression, spread
 from g3n.stream.index import ShardIndex
 from g3n.stream.lanes import eval_batches
 from g3n.stream.samples import Batch
-from g3n.tasks.base import check_grid, picture, randn_like_samples, volume_artifact
+from g3n.tasks.base import check_grid, mirrored, picture, randn_like_samples, volume_artifact
 from g3n.tasks.voxel_losses import brain_mse, frequency_loss, gradient_loss, ssim_loss
 
 
@@ -34,6 +34,7 @@ class DecoderTaskConfig:
     kind: Literal["l1", "l2"] = "l1"  # of the voxel loss; l2 is what PSNR measures
     mask_weight: float = 0.1  # weight of the brain-mask loss; only with net.mask_head
     # none of what follows is published
+    flip: float = 0.0  # share of training volumes that are turned left to right
     ssim_weight: float = 0.0  # of further losses (g3n/tasks/voxel_losses.py)
     gradient_weight: float = 0.0
     frequency_weight: float = 0.0
@@ -45,9 +46,11 @@ class DecoderTaskConfig:
         if self.init_volumes < 1 or self.mask_weight < 0:
             raise ValueError(f"init_volumes {self.init_volumes} must be >= 1 and mask_weight {self.mask_weight} >= 0")
         losses = ("ssim_weight", "gradient_weight", "frequency_weight", "adversarial_weight")
-        for name in (*losses, "adversarial_start", "latent_noise"):
+        for name in (*losses, "adversarial_start", "latent_noise", "flip"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} {getattr(self, name)} must be >= 0")
+        if self.flip > 1:
+            raise ValueError(f"flip {self.flip} must lie in [0, 1]")
         if self.projection == "identity" and self.projection_trained:
             raise ValueError("projection identity is not trained; set projection_trained false with it")
 
@@ -81,6 +84,10 @@ class DecoderTask:
                 f"model.net.latent_channels {channels} is more than the {most} that projection {config.projection} of "
                 f"encoder '{config.encoder}' has; lower it"
             )
+        if config.net.place_rank > self.mae.patch**3:
+            raise G3nError(
+                f"model.net.place_rank {config.net.place_rank} is more than the {self.mae.patch**3} voxels of a patch; lower it"
+            )
         self.config, self.index = config, index
 
     def build(self) -> nn.Module:
@@ -90,7 +97,8 @@ class DecoderTask:
         if config.projection != "random" or config.latent_noise:
             features, patches = self._seen()
             if config.projection != "random":
-                _begin(net, _START[config.projection](features, patches, config.net.latent_channels))
+                start = _START[config.projection](features, patches, config.net.latent_channels)
+                _begin(net, start, features, patches, config.net.place_rank)
             if config.latent_noise:
                 net.feature_spread = spread(features)
         if not config.projection_trained:
@@ -105,15 +113,20 @@ class DecoderTask:
 
     @torch.no_grad()
     def _seen(self) -> tuple[Tensor, Tensor]:
-        """Features [B, N, D] and normalized patches [B, N, P] of ``init_volumes`` training volumes, float64."""
-        features, patches = [], []
+        """Features [B, N, D] and normalized patches [B, N, P] of ``init_volumes`` training volumes, float64.
+
+        With ``flip`` each of them is there mirrored too.
+        """
+        features, patches, done = [], [], 0
         device = next(self.encoder.parameters()).device
         batches = eval_batches(self.index, None, "volume", "train", micro_batch=4, rank=0, world=1, seed=0)
         for batch in batches:
             volume, mean, rstd = (batch.tensors[k].to(device) for k in ("volume", "mean", "rstd"))
-            features.append(self.encoder(volume, mean, rstd))
-            patches.append(ops.patchify3d(volume, self.mae.patch, None, mean, rstd))
-            if sum(map(len, features)) >= self.config.init_volumes:
+            for seen in (volume, volume.flip(1)) if self.config.flip else (volume,):
+                features.append(self.encoder(seen, mean, rstd))
+                patches.append(ops.patchify3d(seen, self.mae.patch, None, mean, rstd))
+            done += len(volume)
+            if done >= self.config.init_volumes:
                 break
         return torch.cat(features).double(), torch.cat(patches).double()
 
@@ -152,6 +165,7 @@ class DecoderTask:
         return found
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        batch = mirrored(batch, self.config.flip)
         features, target = self._inputs(batch)
         noise = self._noise(batch, features)
         sides: dict[str, Tensor] = {}
@@ -190,14 +204,31 @@ class DecoderTask:
         return {"reconstruction": picture(torch.stack([target, to_volume(output)], dim=1))}
 
 
-_START = {"regression": regression, "pca": pca, "identity": lambda f_BND, x_BNP, _: identity(f_BND, x_BNP)}
+_START: dict[str, Callable[[Tensor, Tensor, int], Start]] = {
+    "regression": regression,
+    "pca": lambda f_BND, _, channels: pca(f_BND, channels),
+    "identity": lambda f_BND, _x, _channels: identity(f_BND),
+}
+MASK_LOGITS = 6.0  # between brain and background in the linear path's first image of the mask
 
 
 @torch.no_grad()
-def _begin(net: Tokenizer, start: Start) -> None:
+def _begin(net: Tokenizer, start: Start, features_BND: Tensor, patches_BNP: Tensor, place_rank: int) -> None:
     net.projection.weight.copy_(start.projection_CD)
     net.input_scale.fill_(start.scale)
+    z_BNC = features_BND @ start.projection_CD.T.to(features_BND) / start.scale
     if net.linear is not None:
-        net.linear.to_patch.weight.copy_(start.patch_PC * start.scale)
-        net.linear.mean.copy_(start.mean_NP)
-        nn.init.zeros_(net.decoder.head.weight)  # the CNN begins with nothing to add
+        _begin_path(net.linear, z_BNC, patches_BNP, place_rank)
+        for parameter in net.decoder.head.parameters():  # the CNN begins with nothing to add
+            nn.init.zeros_(parameter)
+    if net.mask_linear is not None:
+        _begin_path(net.mask_linear, z_BNC, MASK_LOGITS * ((patches_BNP != 0).to(z_BNC) - 0.5), place_rank)
+
+
+def _begin_path(path: LinearPath, z_BNC: Tensor, target_BNP: Tensor, place_rank: int) -> None:
+    found = image(z_BNC, target_BNP, place_rank)
+    path.to_patch.weight.copy_(found.shared_CP.T)
+    path.mean.copy_(found.mean_NP)
+    if found.place_NCR is not None and found.basis_RP is not None:
+        path.place_NCR.copy_(found.place_NCR)
+        path.basis_RP.copy_(found.basis_RP)

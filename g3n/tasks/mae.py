@@ -15,7 +15,7 @@ from g3n.latent import normalize
 from g3n.models.mae import MAE, MAEConfig
 from g3n.stream.index import ShardIndex
 from g3n.stream.samples import Batch
-from g3n.tasks.base import check_grid, picture, sample_generator, volume_artifact
+from g3n.tasks.base import check_grid, mirrored, picture, sample_generator, volume_artifact
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,15 @@ class MAETaskConfig:
     visible_weight: float = 0.0  # weight of the loss on visible patches beside the masked ones
     norm_target: bool = False  # standardize each target patch, as He 2022
     kind: Literal["l1", "l2"] = "l1"
+    flip: float = 0.0  # share of training volumes that are turned left to right
 
     def __post_init__(self) -> None:
         if not 0 < self.mask_ratio < 1 or self.visible_weight < 0:
             raise ValueError(
                 f"mask_ratio {self.mask_ratio} must lie in (0, 1), visible_weight {self.visible_weight} >= 0"
             )
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"flip {self.flip} must lie in [0, 1]")
 
 
 class MAETask:
@@ -76,6 +79,7 @@ class MAETask:
         return (inputs, *self._split(batch.seeds, inputs[0].device))
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        batch = mirrored(batch, self.config.flip)
         inputs, visible, masked = self._places(batch)
         if self.config.visible_weight == 0:
             loss = self._loss(model(*inputs, visible, masked), batch, masked)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import Ridge
@@ -34,6 +36,11 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> DecoderTask:
     return DecoderTask(build(DecoderTaskConfig, tree), index)
 
 
+def with_places(task: DecoderTask, rank: int, flip: float = 0.0) -> DecoderTask:
+    config = replace(task.config, net=replace(task.config.net, place_rank=rank), flip=flip)
+    return DecoderTask(config, task.index)
+
+
 def batch_of(task: DecoderTask, split: str) -> Batch:
     count = sum(len(shard.samples) for shard in task.index.shards(split))
     return next(iter(eval_batches(task.index, None, "volume", split, count, 0, 1, 0)))
@@ -47,17 +54,38 @@ def features_and_patches(task: DecoderTask, split: str) -> tuple[torch.Tensor, t
 
 @torch.no_grad()
 def test_it_starts_as_ridge_regression(task: DecoderTask) -> None:
-    """All 48 channels kept: scikit-learn's ridge around each place's mean, with the same penalty."""
-    features, patches = (x.double() for x in features_and_patches(task, "train"))
-    f_mean, x_mean = features.mean(0), patches.mean(0)
-    f, x = (features - f_mean).flatten(0, 1), (patches - x_mean).flatten(0, 1)
-    ridge = Ridge(alpha=float(1e-3 * (f.T @ f).diagonal().mean()), fit_intercept=False).fit(f.numpy(), x.numpy())
-    new, _ = features_and_patches(task, "val")
-    fitted = torch.from_numpy(ridge.predict((new.double() - f_mean).flatten(0, 1).numpy())).view(len(new), 8, 512)
-    expected = ops.unpatchify3d((fitted + x_mean).float(), 8, (2, 2, 2))
+    """All 48 channels kept: scikit-learn's ridge of patches on latents around each place's mean, with the same penalty."""
+    features, patches = features_and_patches(task, "train")
     torch.manual_seed(0)
-    made = task.build().eval()(new)[:, 0]
-    assert float((made - expected).abs().max()) < 1e-2 * float(expected.abs().max())
+    net = task.build().eval()
+    z = (net.projection(features) / net.input_scale).double()
+    z_mean, x_mean = z.mean(0), patches.double().mean(0)
+    flat, x = (z - z_mean).flatten(0, 1), (patches - x_mean).flatten(0, 1)
+    ridge = Ridge(alpha=float(1e-3 * (flat.T @ flat).diagonal().mean()), fit_intercept=False).fit(
+        flat.numpy(), x.numpy()
+    )
+    new, _ = features_and_patches(task, "val")
+    new_z = (net.projection(new) / net.input_scale).double()
+    fitted = torch.from_numpy(ridge.predict((new_z - z_mean).flatten(0, 1).numpy())).view(len(new), 8, 512)
+    expected = ops.unpatchify3d((fitted + x_mean).float(), 8, (2, 2, 2))
+    made = net(new)[:, 0]
+    assert float((made - expected).abs().max()) < 1e-3 * float(expected.abs().max())
+
+
+@torch.no_grad()
+def test_the_mask_starts_as_ridge_regression_too(task: DecoderTask) -> None:
+    """With a mask head: scikit-learn's ridge of -3 and 3 instead of patches."""
+    config = replace(task.config, net=replace(task.config.net, mask_head=True))
+    torch.manual_seed(0)
+    net = DecoderTask(config, task.index).build().eval()
+    features, patches = features_and_patches(task, "train")
+    z, logits = net.projection(features).flatten(0, 1) / net.input_scale, 6 * ((patches != 0).float() - 0.5)
+    flat = (z - z.view(-1, 8, 48).mean(0).repeat(len(features), 1)).double().numpy()
+    ridge = Ridge(alpha=1e-3 * float((flat**2).sum(0).mean()), fit_intercept=False)
+    ridge.fit(flat, (logits - logits.mean(0)).flatten(0, 1).double().numpy())
+    expected = torch.from_numpy(ridge.predict(flat)).view_as(logits) + logits.mean(0)
+    made = ops.patchify3d(net(features)[:, 1].contiguous(), 8)
+    assert float((made - expected).abs().max()) < 1e-3 * 3
 
 
 @torch.no_grad()
@@ -66,3 +94,46 @@ def test_it_starts_better_than_the_mean_volume(task: DecoderTask) -> None:
     torch.manual_seed(0)
     made = ops.patchify3d(task.build().eval()(features)[:, 0], 8)
     assert float((made - patches).square().mean()) < 0.9 * float((patches - patches.mean(0)).square().mean())
+
+
+@torch.no_grad()
+def test_each_place_starts_as_its_own_ridge_regression(task: DecoderTask) -> None:
+    """All directions of a patch kept: scikit-learn's ridge of what the shared image leaves, at each place alone."""
+    features, patches = features_and_patches(task, "train")
+    torch.manual_seed(0)
+    shared, net = task.build().eval(), with_places(task, 512).build().eval()
+    z, new_z = (net.projection(f) / net.input_scale for f in (features, features_and_patches(task, "val")[0]))
+    left = patches - (shared.linear.to_patch(z) + shared.linear.mean)
+    expected = shared.linear.to_patch(new_z) + shared.linear.mean
+    for n in range(8):
+        z_n = (z[:, n] - z[:, n].mean(0)).double().numpy()
+        ridge = Ridge(alpha=1e-2 * float((z_n**2).sum(0).mean()), fit_intercept=False)
+        ridge.fit(z_n, (left[:, n] - left[:, n].mean(0)).double().numpy())
+        added = ridge.predict((new_z[:, n] - z[:, n].mean(0)).double().numpy())
+        expected[:, n] += torch.from_numpy(added).float() + left[:, n].mean(0)
+    made = ops.patchify3d(net.linear(new_z)[:, 0], 8)
+    assert float((made - expected).abs().max()) < 1e-3 * float(expected.abs().max())
+
+
+@torch.no_grad()
+def test_fewer_directions_hold_what_matters_most(task: DecoderTask) -> None:
+    """The image of rank R is the whole one put on R directions, and no other R would leave less of it."""
+    features, _ = features_and_patches(task, "train")
+    torch.manual_seed(0)
+    net = with_places(task, 512).build().eval()
+    z = net.projection(features) / net.input_scale
+    whole = torch.einsum("bnc,ncr->bnr", z - z.mean(0), net.linear.place_NCR) @ net.linear.basis_RP
+    few = with_places(task, 4).build().eval().linear
+    found = torch.einsum("bnc,ncr->bnr", z - z.mean(0), few.place_NCR) @ few.basis_RP
+    left = float((whole - found).square().sum())
+    values = np.linalg.svd(whole.flatten(0, 1).double().numpy(), compute_uv=False)
+    assert left == pytest.approx(float((values[4:] ** 2).sum()), rel=1e-3)
+
+
+def test_mirrored_scans_are_seen_at_the_start_too(task: DecoderTask) -> None:
+    plain, both = with_places(task, 4)._seen(), with_places(task, 4, flip=0.5)._seen()
+    assert len(both[0]) == 2 * len(plain[0])
+    pairs = ops.unpatchify3d(both[1].float(), 8, (2, 2, 2))
+    first = ops.unpatchify3d(plain[1].float(), 8, (2, 2, 2))
+    turned = [x for x in pairs if any(torch.equal(x, y.flip(0)) for y in first)]
+    assert len(turned) == len(first)
