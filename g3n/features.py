@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,64 @@ def write_features(path: Path, features: Features) -> None:
     part = path.with_name(f".{path.name}.part")
     parquet.write_table(arrow, part, compression="zstd", row_group_size=ROWS_AT_ONCE)
     part.replace(path)
+
+
+def join_features(paths: Sequence[Path], output: Path, about: Mapping[str, Any]) -> int:
+    """One file of several, in their order, without holding more than one of them (and all tables); the number of rows. Atomic.
+
+    A column that one file lacks is null there; one with words in any file is text. Files without rows may lack arrays. Raises ValueError where
+    keys repeat or arrays differ in kinds or widths, G3nError as ``read_features`` does.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    tables, widths = [], {}
+    for path in paths:
+        one = read_features(path)
+        tables.append(one.table)
+        widths.update({kind: array.shape[1] for kind, array in one.arrays.items() if len(one)})
+    filled = [table.dropna(axis="columns", how="all") for table in tables if len(table)]
+    columns = list(dict.fromkeys(column for table in tables for column in table.columns))
+    whole = pd.concat(filled, ignore_index=True).reindex(columns=columns) if filled else tables[0]
+    if whole["key"].duplicated().any():
+        raise ValueError("keys must be unique")
+    for column in whole.columns:
+        if whole[column].map(lambda value: isinstance(value, str)).any():
+            whole[column] = whole[column].map(lambda value: None if pd.isna(value) else str(value))
+    arrow = pa.Table.from_pandas(whole, preserve_index=False).replace_schema_metadata(None)
+    fields = [*arrow.schema, *(pa.field(kind, pa.list_(pa.float32(), width)) for kind, width in widths.items())]
+    told = json.dumps({"format": FORMAT, "kinds": list(widths), **about})
+    output.parent.mkdir(parents=True, exist_ok=True)
+    part = output.with_name(f".{output.name}.part")
+    first = 0
+    with parquet.ParquetWriter(part, pa.schema(fields, {"g3n": told}), compression="zstd") as writer:
+        for path, table in zip(paths, tables, strict=True):
+            if len(table):
+                arrays = read_features(path).arrays
+                rows = arrow.slice(first, len(table))
+                for kind, width in widths.items():
+                    flat = pa.array(arrays[kind].reshape(-1))
+                    rows = rows.append_column(kind, pa.FixedSizeListArray.from_arrays(flat, width))
+                writer.write_table(rows.replace_schema_metadata({"g3n": told}), row_group_size=ROWS_AT_ONCE)
+            first += len(table)
+    part.replace(output)
+    return first
+
+
+def read_about(path: Path) -> tuple[dict[str, Any], int]:
+    """``about`` of a file and its number of rows, without reading them. Raises G3nError as ``read_features`` does."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        found = parquet.read_metadata(path)
+        about = json.loads(found.metadata[b"g3n"])
+        if about.pop("format") != FORMAT:
+            raise ValueError("another format")
+        about.pop("kinds")
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, pa.ArrowInvalid) as error:
+        raise G3nError(f"features '{path}' are no {FORMAT} file ({error}); write one with g3n embed") from error
+    return about, found.num_rows
 
 
 def read_features(path: Path) -> Features:
