@@ -34,6 +34,7 @@ from g3n.stream.files import local_path
 READERS = 4
 REMOTE_READERS = 8  # storage far away is waited for more than it is worked on
 SHOWN = 3
+LARGEST_BRAIN_ML = 2200.0  # no brain with its CSF is larger; a head is
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,11 @@ def embed_and_draw(
     if done.left_out:
         lines.append(f"{len(done.left_out)} scans left out:")
         lines += [f"  {key}: {why}" for key, why in done.left_out[:SHOWN]]
+    heads = int((features.table.get("foreground_ml", pd.Series(dtype=float)) > LARGEST_BRAIN_ML).sum())
+    if heads:
+        lines.append(
+            f"warning: {heads} scans have more than {LARGEST_BRAIN_ML:g} mL of foreground; are they skull-stripped?"
+        )
     if len(features) >= MIN_POINTS:
         picture = output.with_suffix(".png")
         lines.append(f"picture {picture}: {' and '.join(write_feature_map(features, picture, umap))}")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,7 @@ def image_scans(images: Path, grid: Grid | None, table: Path | None, key: bytes 
     manifest.tsv of data_prep preprocess. ``table`` has variables by ``path`` (below the folder), ``participant_id`` or ``subject``. With
     ``key`` names are hashed: subjects as data_prep does, scans by their path; visits become 01, 02, ... in the order of their labels, and
     columns that may name somebody (ids, dates, words that are nobody else's) are left out. None keeps all names.
-    Scans must look like the encoder's: skull-stripped, if its were. Raises G3nError for no images or tables that do not fit.
+    Scans must look like the encoder's: skull-stripped, if its were; the column ``foreground_ml`` tells. Raises G3nError for no images or tables that do not fit.
     """
     files = _listed(images) if images.is_dir() else _from_table(images)
     root = images if images.is_dir() else _root(images)
@@ -173,8 +174,7 @@ def _listed(folder: Path) -> pd.DataFrame:
 
     Of files with BIDS names those that are no T1, T1c, T2 or FLAIR (masks, labels, functional images) are passed over.
     """
-    every = (p.relative_to(folder) for p in folder.rglob("*.nii*") if p.name.endswith((".nii", ".nii.gz")))
-    found = sorted(p for p in every if p.parts[0] not in _NO_SCANS and not _is_other(p.name))
+    found = sorted(p for p in _below(folder) if p.parts[0] not in _NO_SCANS and not _is_other(p.name))
     if not found:
         raise G3nError(f"folder '{folder}' has no .nii or .nii.gz; give another, or a table with a column 'path'")
     rows = []
@@ -183,6 +183,18 @@ def _listed(folder: Path) -> pd.DataFrame:
         subject = names.get("sub") or str(path).removesuffix(".gz").removesuffix(".nii")
         rows.append((str(path), subject, names.get("ses", ""), modality_of(path.name)))
     return pd.DataFrame(rows, columns=["path", "subject", "session", "modality"])
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """NIfTI files below a folder, also through links to folders (each folder once), relative to it."""
+    seen: set[str] = set()
+    for where, inner, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(where)
+        if real in seen:
+            inner.clear()
+            continue
+        seen.add(real)
+        yield from (Path(where, name).relative_to(folder) for name in files if name.endswith((".nii", ".nii.gz")))
 
 
 def _is_other(name: str) -> bool:
@@ -303,7 +315,8 @@ def _file_reader(path: Path, grid: Grid, row: dict[str, Any], center: bool) -> C
             scan = read_scan(path, grid, center)
         except G3nError as error:
             raise LeftOut(str(error)) from error
-        return Loaded(scan.volume, scan.mean, scan.std, row)
+        foreground_ml = np.count_nonzero(scan.volume) * float(np.prod(grid.spacing_mm)) / 1000
+        return Loaded(scan.volume, scan.mean, scan.std, {**row, "foreground_ml": round(foreground_ml, 1)})
 
     return read
 

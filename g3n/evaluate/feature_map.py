@@ -104,7 +104,9 @@ def _scatter(ax: object, points_N2: np.ndarray, values: pd.Series | None, n: int
         ax.figure.colorbar(known, ax=ax, pad=0.01).ax.tick_params(labelsize=7)  # type: ignore[attr-defined]
         return
     levels = values.value_counts().index[:MAX_LEVELS]
-    for i, level in enumerate(levels):
-        mine = (values == level).to_numpy()
-        draw(*points_N2[mine].T, color=colormaps["tab10"](i), label=f"{level} ({mine.sum()})", **style)
-    ax.legend(fontsize=6, markerscale=2, frameon=False)  # type: ignore[attr-defined]
+    colors = {level: colormaps["tab10"](i) for i, level in enumerate(levels)}
+    drawn = values.isin(levels).to_numpy()  # all levels in one call, or the last would hide the others
+    draw(*points_N2[drawn].T, c=[colors[value] for value in values[drawn]], **style)
+    for level, color in colors.items():
+        draw([], [], color=color, label=f"{level} ({(values == level).sum()})")
+    ax.legend(fontsize=6, frameon=False)  # type: ignore[attr-defined]
