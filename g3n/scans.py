@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,9 +207,10 @@ def _from_table(path: Path) -> pd.DataFrame:
     if "path" not in files or files["path"].isna().any() or files["path"].duplicated().any() or not len(files):
         raise G3nError(f"'{path}' needs a column 'path' with a different file in each row")
     names = [bids_entities(Path(p).name) for p in files["path"]]
-    if "subject" not in files:
-        given = files.get("participant_id", pd.Series([n.get("sub") for n in names]))
-        files["subject"] = given.where(given.notna(), files["path"]).astype(str).str.removeprefix("sub-")
+    label = pd.Series([n.get("sub") for n in names], dtype=object)
+    for column in ("participant_id", "subject"):
+        label = files[column].where(files[column].notna(), label) if column in files else label
+    files["subject"] = label.where(label.notna(), files["path"]).astype(str).str.removeprefix("sub-")
     for column, values in (
         ("session", [n.get("ses", "") for n in names]),
         ("modality", [modality_of(Path(p).name) for p in files["path"]]),
@@ -234,8 +236,12 @@ def _read_table(path: Path) -> pd.DataFrame:
             raise ValueError(f"it is larger than {MAX_TABLE_BYTES >> 20} MiB")
         words = dict.fromkeys((*_OF_THE_SCAN, "group"), str)
         sep = "," if path.suffix == ".csv" else "\t"
-        table = pd.read_csv(path, sep=sep, dtype=words, na_values=["n/a"], encoding="utf-8-sig", low_memory=False)
-    except (OSError, ValueError, OverflowError, RecursionError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # a line with too many cells
+            table = pd.read_csv(
+                path, sep=sep, dtype=words, na_values=["n/a"], encoding="utf-8-sig", index_col=False, low_memory=False
+            )
+    except (OSError, ValueError, OverflowError, RecursionError, pd.errors.ParserWarning) as error:
         reason = " ".join(str(error).split())[:200]
         raise G3nError(f"table '{path}' cannot be read ({reason}); expected a .tsv or .csv with a header") from error
     if not all(isinstance(name, str) and name for name in table.columns):

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from g3n.config import G3nError
 from g3n.encoders.contract import Encoder, Scans, arithmetic, to_ras
-from g3n.encoders.weights import load_reported, read_weights, under_prefix
+from g3n.encoders.weights import load_reported, read_weights, shape_of, under_prefix
 from g3n.latent import freeze, normalize
 from g3n.models.pretrained import fingerprint
 
@@ -65,19 +65,17 @@ def _open_vit(weights: Mapping[str, Tensor], device: torch.device) -> Encoder:
 
 def _vit_of(weights: Mapping[str, Tensor], what: str) -> tuple[ViT, int]:
     """The network whose sizes the weights tell, and the side of its cube."""
-    embed, up = weights[_PATCHES], weights.get("blocks.0.mlp.linear1.weight")
-    positions = weights.get("patch_embedding.position_embeddings")
+    width, _, *patch = shape_of(weights, _PATCHES, 5, what)
+    mlp, _ = shape_of(weights, "blocks.0.mlp.linear1.weight", 2, what)
+    _, tokens, _ = shape_of(weights, "patch_embedding.position_embeddings", 3, what)
     depth = len({key.split(".")[1] for key in weights if re.match(r"blocks\.\d+\.mlp\.linear1\.weight$", key)})
-    if up is None or positions is None or embed.ndim != 5 or positions.ndim != 3 or len(embed) % _HEAD_WIDTH:
-        raise G3nError(
-            f"the weights are not those of {what}: patches {tuple(embed.shape)}; expected (768, 1, 16, 16, 16)"
-        )
-    across = round(positions.shape[1] ** (1 / 3))
-    side = across * embed.shape[-1]
+    side = round(tokens ** (1 / 3)) * patch[0]
+    if width % _HEAD_WIDTH or len(set(patch)) > 1:
+        raise G3nError(f"weight '{_PATCHES}' is {tuple(weights[_PATCHES].shape)}, of {what} (768, 1, 16, 16, 16)")
     try:
         net = ViT(
-            in_channels=1, img_size=(side,) * 3, patch_size=embed.shape[2:], hidden_size=len(embed), mlp_dim=len(up),
-            num_layers=depth, num_heads=len(embed) // _HEAD_WIDTH,
+            in_channels=1, img_size=(side,) * 3, patch_size=patch, hidden_size=width, mlp_dim=mlp,
+            num_layers=depth, num_heads=width // _HEAD_WIDTH,
         )  # fmt: skip
     except ValueError as error:
         raise G3nError(f"the weights are not those of {what}: {' '.join(str(error).split())[:200]}") from error

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from g3n.config import G3nError
 from g3n.encoders.contract import WHOLE_BRAIN, Encoder, Scans, arithmetic, to_ras
-from g3n.encoders.weights import load_reported, read_weights, under_prefix
+from g3n.encoders.weights import load_reported, read_weights, shape_of, under_prefix
 from g3n.latent import freeze, normalize
 from g3n.models.pretrained import fingerprint
 
@@ -49,21 +49,18 @@ def open_brainsegfounder(path: Path, device: torch.device) -> Encoder:
 
 def _swin_of(weights: Mapping[str, Tensor]) -> tuple[SwinTransformer, int]:
     """The network whose sizes the weights tell, and its input channels."""
-    embed = weights[_ANCHOR]
-    tables = [weights.get(_TABLE.format(stage)) for stage in range(1, 5)]
-    shapes = [tuple(table.shape) for table in tables if table is not None and table.ndim == 2]
-    if embed.ndim != 5 or len(shapes) < 4:
-        raise G3nError(f"the weights are not {WHAT}: embedding {tuple(embed.shape)}, {len(shapes)} of 4 stages")
+    width, channels, *patch = shape_of(weights, _ANCHOR, 5, WHAT)
+    shapes = [shape_of(weights, _TABLE.format(stage), 2, WHAT) for stage in range(1, 5)]
     depths = [_count(weights, rf"layers{stage}\.0\.blocks\.(\d+)\.") for stage in range(1, 5)]
     window = (round(shapes[0][0] ** (1 / 3)) + 1) // 2
     try:
         net = SwinTransformer(
-            in_chans=embed.shape[1], embed_dim=len(embed), window_size=(window,) * 3, patch_size=embed.shape[2:],
+            in_chans=channels, embed_dim=width, window_size=(window,) * 3, patch_size=patch,
             depths=depths, num_heads=[heads for _, heads in shapes],
         )  # fmt: skip
     except (ValueError, ZeroDivisionError, RuntimeError) as error:
         raise G3nError(f"the weights are not {WHAT}: {' '.join(str(error).split())[:200]}") from error
-    return net, int(embed.shape[1])
+    return net, channels
 
 
 def _count(weights: Mapping[str, Tensor], pattern: str) -> int:

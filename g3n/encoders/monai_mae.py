@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from torch import Tensor
 from g3n.config import G3nError, build, read_yaml
 from g3n.encoders.contract import Encoder
 from g3n.encoders.ours import from_vit
-from g3n.encoders.weights import load_reported, read_weights, under_prefix
+from g3n.encoders.weights import load_reported, read_weights, shape_of, under_prefix
 from g3n.latent import freeze
 from g3n.models import mae
 from g3n.models.pretrained import fingerprint, from_monai
@@ -57,11 +58,10 @@ def open_monai_mae(path: Path, config_path: Path | None, device: torch.device) -
 
 def _sizes(weights: Mapping[str, Tensor], anchor: str) -> dict[str, Any]:
     """The sizes that weights tell. Raises G3nError where they are not those of such a model."""
-    embed, up = weights[anchor], weights.get("blocks.0.mlp.linear1.weight")
+    width, *patch = shape_of(weights, anchor, 5 if anchor == _ANCHORS[0] else 2, WHAT)
+    mlp, _ = shape_of(weights, "blocks.0.mlp.linear1.weight", 2, WHAT)
     depth = len({key.split(".")[1] for key in weights if re.match(r"blocks\.\d+\.mlp\.linear1\.weight$", key)})
-    sides = embed.shape[2:] if embed.ndim == 5 else (round(embed.shape[-1] ** (1 / 3)),) * 3
-    if up is None or embed.ndim not in (2, 5) or len(set(sides)) > 1 or embed[0].numel() != sides[0] ** 3:
-        raise G3nError(
-            f"patches of weights '{anchor}' are {tuple(embed.shape)}; expected cubes of one channel of a {WHAT}"
-        )
-    return {"patch": int(sides[0]), "width": len(embed), "depth": depth, "mlp": len(up)}
+    side = round(math.prod(patch) ** (1 / 3))
+    if patch not in ([1, side, side, side], [side**3]):
+        raise G3nError(f"weight '{anchor}' is {(width, *patch)}; expected cubes of one channel")
+    return {"patch": side, "width": width, "depth": depth, "mlp": mlp}

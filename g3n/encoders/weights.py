@@ -75,6 +75,15 @@ def under_prefix(weights: Mapping[str, Tensor], anchor: str, what: str) -> tuple
     return inside, tuple(key for key in weights if not key.startswith(prefix))
 
 
+def shape_of(weights: Mapping[str, Tensor], key: str, axes: int, what: str) -> tuple[int, ...]:
+    """The shape of a weight from which sizes are told. Raises G3nError where it is not there, empty, or of other than ``axes`` axes."""
+    shape = tuple(weights[key].shape) if key in weights else None
+    if shape is None or len(shape) != axes or 0 in shape:
+        found = "missing" if shape is None else f"of shape {shape}"
+        raise G3nError(f"weight '{key}' is {found}, so the file is no {what}; expected {axes} axes")
+    return shape
+
+
 def load_reported(
     module: nn.Module, weights: Mapping[str, Tensor], what: str, outside: tuple[str, ...] = ()
 ) -> dict[str, Any]:

@@ -253,6 +253,7 @@ def test_wrong_inputs_are_named(root: Path, images: Path, tmp_path: Path) -> Non
     (tmp_path / "empty").mkdir()
     (tmp_path / "v.tsv").write_text("participant_id\tage\nsub-NOBODY\t3\n")
     (tmp_path / "twice.tsv").write_text("participant_id\tage\nsub-ERIKA1\t3\nsub-ERIKA1\t4\n")
+    (tmp_path / "long.tsv").write_text("participant_id\tage\nsub-ERIKA1\t3\t4\n")
     (tmp_path / "keyless.tsv").write_text("age\n3\n")
     (tmp_path / "none.tsv").write_text("path\nnone.nii.gz\n")
     for inputs, message in (
@@ -261,6 +262,7 @@ def test_wrong_inputs_are_named(root: Path, images: Path, tmp_path: Path) -> Non
         (Images(images, tmp_path / "v.tsv"), "none of the participant_id .* is that of a scan, such as 'ERIKA1'"),
         (Images(images, tmp_path / "twice.tsv"), "has participant_id 'ERIKA1' in two rows"),
         (Images(images, tmp_path / "keyless.tsv"), "no column path, participant_id or subject"),
+        (Images(images, tmp_path / "long.tsv"), "long.tsv' cannot be read .*Length of header"),
         (Images(tmp_path / "keyless.tsv"), "needs a column 'path'"),
         (
             Images(tmp_path / "none.tsv"),
