@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,8 +32,8 @@ from g3n.nifti import Grid
 from g3n.scans import LeftOut, Loaded, Part, Source, image_scans, same_grid, shard_scans, training_scans
 from g3n.stream.files import local_path
 
-READERS = 4
-REMOTE_READERS = 8  # storage far away is waited for more than it is worked on
+READERS = min(8, os.cpu_count() or 2)  # threads
+REMOTE_READERS = 16  # storage far away is waited for more than it is worked on
 SHOWN = 3
 LARGEST_BRAIN_ML = 2200.0  # no brain with its CSF is larger; a head is
 
@@ -100,7 +101,7 @@ def embed(
             f"'{folder}' holds parts of another encoder or input; remove it, or give another --output"
         ) from error
     _write_names(output, source, inputs)
-    _write_parts(source, encoder, folder, where, batch, _readers(inputs))
+    write_parts(source, encoder, folder, where, batch, readers_of(inputs))
     return _join(source, folder, output, recipe, encoder)
 
 
@@ -157,7 +158,7 @@ def _as_before(output: Path, recipe: Mapping[str, Any], encoder: Encoder) -> Don
     return Done(rows, left_out, encoder)
 
 
-def _readers(inputs: str | Images) -> int:
+def readers_of(inputs: str | Images) -> int:
     return REMOTE_READERS if isinstance(inputs, str) and local_path(inputs) is None else READERS
 
 
@@ -169,24 +170,39 @@ def _write_names(output: Path, source: Source, inputs: str | Images) -> None:
     part.replace(output.with_suffix(".names.tsv"))
 
 
-def _write_parts(
-    source: Source, encoder: Encoder, folder: Path, device: torch.device, batch: int, readers: int
-) -> None:
+def write_parts(source: Source, encoder: Encoder, folder: Path, device: torch.device, batch: int, readers: int) -> None:
     """Each part that is not there yet. Batches go across parts, so that small shards do not make small batches."""
     todo = [part for part in source.parts if not (folder / f"{part.name}.parquet").is_file()]
     with progress_bar() as progress:
         total = sum(len(part.reads) for part in source.parts)
         bar = progress.add_task("embed", total=total, completed=total - sum(len(part.reads) for part in todo))
         open_parts = deque((part, _Rows([], [], [])) for part in todo)
+        started: tuple[list[Loaded | str], dict[str, Tensor]] | None = None
         for chunk in _chunks(read_ahead(todo, readers, batch + readers), batch):
             good = [read for read in chunk if isinstance(read, Loaded)]
-            values = iter(_rows_of(encoder.features(scans_of(good, source.grid, device))) if good else [])
-            for read in chunk:
-                _close_full(open_parts, folder)
-                part, rows = open_parts[0]
-                rows.add(part.keys[rows.seen], read, next(values) if isinstance(read, Loaded) else {})
-            progress.advance(bar, len(chunk))
+            features = encoder.features(scans_of(good, source.grid, device)) if good else {}
+            if started:  # a GPU works on this batch while the last one is put away
+                _put_away(*started, open_parts, folder)
+                progress.advance(bar, len(started[0]))
+            started = chunk, features
+        if started:
+            _put_away(*started, open_parts, folder)
+            progress.advance(bar, len(started[0]))
+
+
+def _put_away(
+    chunk: Sequence[Loaded | str],
+    features: Mapping[str, Tensor],
+    open_parts: deque[tuple[Part, _Rows]],
+    folder: Path,
+) -> None:
+    """Rows of a batch to the parts they belong to; parts that are full are written."""
+    values = _rows_of(features)
+    for read in chunk:
         _close_full(open_parts, folder)
+        part, rows = open_parts[0]
+        rows.add(part.keys[rows.seen], read, next(values) if isinstance(read, Loaded) else {})
+    _close_full(open_parts, folder)
 
 
 @dataclass(frozen=True)
@@ -264,7 +280,7 @@ def scans_of(loaded: Sequence[Loaded], grid: Grid, device: torch.device) -> Scan
 
 def _rows_of(features: Mapping[str, Tensor]) -> Iterator[dict[str, np.ndarray]]:
     arrays = {kind: value.float().cpu().numpy() for kind, value in features.items()}
-    for i in range(len(next(iter(arrays.values())))):
+    for i in range(min(map(len, arrays.values()), default=0)):
         yield {kind: array[i] for kind, array in arrays.items()}
 
 
@@ -307,7 +323,7 @@ def _fitted_pca(inputs: str | Images, path: Path, device: torch.device, batch: i
     rows: list[np.ndarray] = []
     with progress_bar() as progress:
         bar = progress.add_task("voxel-pca: read train split", total=len(chosen))
-        for chunk in _chunks(read_ahead([train], _readers(inputs), batch + READERS), batch):
+        for chunk in _chunks(read_ahead([train], readers_of(inputs), batch + READERS), batch):
             good = [read for read in chunk if isinstance(read, Loaded)]
             rows += list(pooled(scans_of(good, source.grid, device)).cpu().numpy()) if good else []
             progress.advance(bar, len(chunk))

@@ -83,7 +83,10 @@ def shard_scans(url: str, grid: Grid | None) -> Source:
         for split, shards in index.splits.items()
         for shard in shards
     ]
-    return Source({"shards": index.fingerprint, "grid_mm": _told(grid)}, grid, tuple(parts))
+    full = tuple(part for part in parts if part.keys)
+    if not full:
+        raise G3nError(f"shards '{url}' hold no volumes")
+    return Source({"shards": index.fingerprint, "grid_mm": _told(grid)}, grid, full)
 
 
 def training_scans(source: Source) -> list[Callable[[], Loaded]]:
