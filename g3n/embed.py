@@ -91,9 +91,11 @@ def embed(
         **source.about,
     }
     recipe = json.loads(json.dumps(recipe))
-    if output.exists():
-        return _as_before(output, recipe, encoder)
     folder = output.with_suffix(".parts")
+    if output.exists():
+        done = _as_before(output, recipe, encoder)
+        shutil.rmtree(folder, ignore_errors=True)  # of a call that was stopped right after it had joined them
+        return done
     try:
         claim(folder, recipe)
     except G3nError as error:
@@ -166,7 +168,8 @@ def _write_names(output: Path, source: Source, inputs: str | Images) -> None:
     if isinstance(inputs, str) or inputs.keep_names:
         return
     part = output.with_name(f".{output.stem}.names.part")
-    pd.DataFrame(source.names, columns=["key", "subject", "path"]).to_csv(part, sep="\t", index=False)
+    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", newline="") as file:
+        pd.DataFrame(source.names, columns=["key", "subject", "path"]).to_csv(file, sep="\t", index=False)
     part.replace(output.with_suffix(".names.tsv"))
 
 

@@ -16,6 +16,7 @@ import torch
 from sklearn.decomposition import PCA
 from typer.testing import CliRunner
 
+from data_prep.shards import write_index, write_split
 from g3n import cli, embed
 from g3n.config import G3nError
 from g3n.embed import Images
@@ -109,7 +110,9 @@ def test_a_killed_call_goes_on_where_it_stopped(root, found, tmp_path, monkeypat
         with pytest.raises(KeyboardInterrupt):
             embed.embed(*given, output, "cpu", 3)
     assert not output.exists()
-    assert len(list((tmp_path / "f.parts").glob("*.parquet"))) == 1  # of batches of 3 over shards of 2, one was put away
+    assert (
+        len(list((tmp_path / "f.parts").glob("*.parquet"))) == 1
+    )  # of batches of 3 over shards of 2, one was put away
     with pytest.raises(G3nError, match="parts of another encoder or input"):
         embed.embed(str(root / "runs/mae"), given[1], output, "cpu", 3)
     seen = counted(monkeypatch)
@@ -176,6 +179,32 @@ def test_voxel_pca_is_fitted_on_the_train_split_alone(root: Path, tmp_path: Path
     assert again.encoder.fingerprint == got.about["fingerprint"]
     with pytest.raises(G3nError, match="give --shards, or voxel-pca:FILE"):
         embed.embed("voxel-pca", Images(tmp_path), tmp_path / "c.parquet", "cpu")
+
+
+def test_shards_on_another_grid_are_brought_to_the_encoders(root: Path, tmp_path: Path) -> None:
+    """The same scans with axes to R, A, S."""
+    embed.embed("voxel-pca", str(root / "shards"), tmp_path / "a.parquet", "cpu")
+    flipped = []
+    for subject in range(2):
+        rng = np.random.default_rng(0)
+        sample = [nano.packed(s, visit, rng) for s in range(subject + 1) for visit in (1, 2)][-1]
+        flipped.append(replace(sample, array=np.ascontiguousarray(sample.array[::-1, ::-1])))
+    affine = [[1.0, 0, 0, -7], [0, 1.0, 0, -7], [0, 0, 1.0, -8], [0, 0, 0, 1]]
+    header = {
+        "kind": "volume",
+        "recipe": {},
+        "grid": {"shape": list(nano.SHAPE), "affine": affine},
+        "variables": nano.VARIABLES,
+    }
+    (tmp_path / "ras").mkdir()
+    write_index(tmp_path / "ras", header, {"test": write_split(tmp_path / "ras", "test", [flipped])})
+    pca = f"voxel-pca:{tmp_path / 'a.pca.safetensors'}"
+    embed.embed(pca, str(tmp_path / "ras"), tmp_path / "b.parquet", "cpu")
+    first, second = (read_features(tmp_path / f"{name}.parquet") for name in "ab")
+    rows = first.table.set_index("key").index.get_indexer(second.table["key"])
+    assert (rows >= 0).all()
+    np.testing.assert_allclose(second.array("pca"), first.array("pca")[rows], atol=2e-3)
+    assert second.about["grid_mm"] == [16, 16, 16, 1.0, 1.0, 1.0]
 
 
 @pytest.fixture
