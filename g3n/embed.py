@@ -118,9 +118,10 @@ def embed_and_draw(
     lines = [f"encoder {done.encoder.name}, fingerprint {done.encoder.fingerprint}"]
     if "keys" in done.encoder.about:
         lines.append(f"{KeyReport(**done.encoder.about['keys'])}")
-    features = read_features(output)
-    kinds = ", ".join(f"{kind} [{array.shape[1]}]" for kind, array in features.arrays.items())
-    lines.append(f"{done.rows} scans in {output}: {kinds}")
+    widths = read_about(output)[2]
+    features = read_features(output, list(widths)[:1])
+    told = ", ".join(f"{kind} [{width}]" for kind, width in widths.items())
+    lines.append(f"{done.rows} scans in {output}: {told}")
     if done.left_out:
         lines.append(f"{len(done.left_out)} scans left out:")
         lines += [f"  {key}: {why}" for key, why in done.left_out[:SHOWN]]
@@ -152,7 +153,7 @@ def _open(inputs: str | Images, grid: Grid | None, output: Path) -> Source:
 
 def _as_before(output: Path, recipe: Mapping[str, Any], encoder: Encoder) -> Done:
     """What an earlier call wrote. Raises G3nError where that was another recipe's."""
-    about, rows = read_about(output)
+    about, rows, _ = read_about(output)
     left_out = tuple((key, why) for key, why in about.pop("left_out", []))
     if about != recipe:
         other = sorted(name for name in {*about, *recipe} if about.get(name) != recipe.get(name))

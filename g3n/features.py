@@ -69,11 +69,11 @@ def join_features(paths: Sequence[Path], output: Path, about: Mapping[str, Any])
     import pyarrow as pa
     from pyarrow import parquet
 
-    tables, widths = [], {}
+    tables: list[pd.DataFrame] = []
+    widths: dict[str, int] = {}
     for path in paths:
-        one = read_features(path)
-        tables.append(one.table)
-        widths.update({kind: array.shape[1] for kind, array in one.arrays.items() if len(one)})
+        tables.append(read_features(path, []).table)
+        widths.update(read_about(path)[2] if len(tables[-1]) else {})
     filled = [table.dropna(axis="columns", how="all") for table in tables if len(table)]
     columns = list(dict.fromkeys(column for table in tables for column in table.columns))
     whole = pd.concat(filled, ignore_index=True).reindex(columns=columns) if filled else tables[0]
@@ -102,8 +102,8 @@ def join_features(paths: Sequence[Path], output: Path, about: Mapping[str, Any])
     return first
 
 
-def read_about(path: Path) -> tuple[dict[str, Any], int]:
-    """``about`` of a file and its number of rows, without reading them. Raises G3nError as ``read_features`` does."""
+def read_about(path: Path) -> tuple[dict[str, Any], int, dict[str, int]]:
+    """``about`` of a file, its number of rows and the width of each kind, without reading them. Raises G3nError as ``read_features`` does."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -112,28 +112,36 @@ def read_about(path: Path) -> tuple[dict[str, Any], int]:
         about = json.loads(found.metadata[b"g3n"])
         if about.pop("format") != FORMAT:
             raise ValueError("another format")
-        about.pop("kinds")
+        schema = found.schema.to_arrow_schema()
+        return about, found.num_rows, {kind: schema.field(kind).type.list_size for kind in about.pop("kinds")}
     except (OSError, KeyError, ValueError, TypeError, AttributeError, pa.ArrowInvalid) as error:
-        raise G3nError(f"features '{path}' are no {FORMAT} file ({error}); write one with g3n embed") from error
-    return about, found.num_rows
+        raise _no_features(path, error) from error
 
 
-def read_features(path: Path) -> Features:
-    """Raises G3nError where the file is missing, over 64 GiB or no Parquet file of ours."""
+def read_features(path: Path, kinds: Sequence[str] | None = None) -> Features:
+    """All kinds, or those named. Raises G3nError where the file is missing, over 64 GiB or no Parquet file of ours, or lacks a kind."""
     import pyarrow as pa
     from pyarrow import parquet
 
+    about, _, widths = read_about(path)
+    for kind in kinds or ():
+        if kind not in widths:
+            raise G3nError(f"features '{kind}' are not in '{path}'{did_you_mean(kind, list(widths))}")
+    wanted = list(widths) if kinds is None else list(kinds)
     try:
         if path.stat().st_size > MAX_BYTES:
             raise G3nError(f"features '{path}' are larger than {MAX_BYTES >> 30} GiB; split them into several files")
-        arrow = parquet.read_table(path)
-        about = json.loads((arrow.schema.metadata or {})[b"g3n"])
-        if about.pop("format") != FORMAT:
-            raise ValueError("another format")
-        kinds = {name: _matrix(arrow.column(name)) for name in about.pop("kinds")}
+        columns = [name for name in parquet.read_schema(path).names if name in wanted or name not in widths]
+        arrow = parquet.read_table(path, columns=columns)
+        arrays = {name: _matrix(arrow.column(name)) for name in wanted}
     except (OSError, KeyError, ValueError, TypeError, AttributeError, pa.ArrowInvalid) as error:
-        raise G3nError(f"features '{path}' are no {FORMAT} file ({error}); write one with g3n embed") from error
-    return Features(arrow.drop_columns(list(kinds)).to_pandas(), kinds, about)
+        raise _no_features(path, error) from error
+    return Features(arrow.drop_columns(wanted).to_pandas(), arrays, about)
+
+
+def _no_features(path: Path, error: Exception) -> G3nError:
+    reason = " ".join(str(error).split())[:200]
+    return G3nError(f"features '{path}' are no {FORMAT} file ({reason}); write one with g3n embed")
 
 
 def _matrix(column: Any) -> np.ndarray:

@@ -27,8 +27,9 @@ FILES_A_PART = 256
 MAX_TABLE_BYTES = 1 << 28
 _SESSION = re.compile(r"_ses-(\d{2,})_")
 _OURS = {"age": "age_years", "gender": "sex", "group": "diagnosis", "dx": "diagnosis"}  # of participants.tsv
-_NAMING = re.compile(r"(^|_)(id|ids|name|date|dob|birth\w*|path|file|filename|source)(_|$)", re.IGNORECASE)
+_NAMING = re.compile(r"(^|_)(id|ids|name|date|dob|birth\w*|path|file|filename|source|mask)(_|$)", re.IGNORECASE)
 _NO_SCANS = ("derivatives", "sourcedata", "code")  # of a BIDS folder
+_NO_NAMES = ("modality", "split", "group", "sex", "diagnosis", "cohort")  # whatever their values; group is hashed
 _OF_THE_SCAN = ("path", "subject", "session", "participant_id", "session_id")
 
 
@@ -275,11 +276,10 @@ def _variables(table: Path, files: pd.DataFrame, participants: bool) -> pd.DataF
 
 def _unnamed(columns: pd.DataFrame, files: pd.DataFrame) -> pd.DataFrame:
     """Without columns that may name somebody."""
-    named = [c for c in columns if _NAMING.search(str(c))]
-    people = files["subject"].nunique()
-    kept = (*named, "modality", "split", "group")
-    words = [c for c in columns if not pd.api.types.is_numeric_dtype(columns[c]) and c not in kept]
-    named += [c for c in words if people > 3 and columns[c].nunique() > people / 2]
+    others = [c for c in columns if c not in _NO_NAMES]
+    words = [c for c in others if not pd.api.types.is_numeric_dtype(columns[c])]
+    most = files["subject"].nunique() / 2
+    named = [c for c in others if _NAMING.search(str(c)) or (c in words and columns[c].nunique() > most)]
     return columns.drop(columns=named)
 
 

@@ -47,6 +47,7 @@ def open_medicalnet(depth: int, path: Path, device: torch.device, size_DHW: tupl
         "intensity": "(v - mean) / std of the brain, background 0 (theirs: noise)",
         "size_dhw": size_DHW,
         "orientation": "slices S, rows P, columns L",
+        "network": "MONAI: strides in the last two stages, where theirs dilates",
         "keys": keys,
     }
     return Encoder(f"medicalnet{depth}", fingerprint(net.state_dict()), None, about, features)

@@ -221,7 +221,7 @@ def images(root: Path, tmp_path: Path) -> Path:
             nib.save(image, path)
             nib.save(image, path.with_name(path.name.replace("T1w", "desc-brain_mask")))
     (folder / "participants.tsv").write_text(
-        "participant_id\tage\tsex\tsource_id\tscan_date\tmmse\nsub-ERIKA1\t61.5\tF\tEM-1\t2019\tn/a\nsub-MUSTER2\t44\tM\tX\t2020\t29\n"
+        "participant_id\tage\tsex\tsource_id\tscan_date\tmmse\tremark\tsite\nsub-ERIKA1\t61.5\tF\tEM-1\t2019\tn/a\tof Erika\tA\nsub-MUSTER2\t44\tM\tX\t2020\t29\tother\tA\n"
     )
     return folder
 
@@ -242,10 +242,11 @@ def test_files_give_the_features_of_their_shards_without_names(root, found, imag
     assert got.table["age_years"].tolist() == [61.5, 61.5, 44.0, 44.0]
     assert got.table["mmse"].fillna(-1).tolist() == [-1, -1, 29, 29]
     assert set(got.table["modality"]) == {"T1"}
+    assert (set(got.table["sex"]), set(got.table["site"])) == ({"F", "M"}, {"A"})
     brain_ml = [np.count_nonzero(nib.load(p).get_fdata()) / 1000 for p in sorted(images.rglob("*T1w.nii.gz"))]
     np.testing.assert_allclose(got.table["foreground_ml"], brain_ml, atol=0.051)
     written = output.read_bytes() + str(got.table.to_dict()).encode() + str(got.about).encode()
-    assert not any(word in written for word in (b"ERIKA", b"MUSTER", b"20190312", b"EM-1", b"scan_date"))
+    assert not any(word in written for word in (b"ERIKA", b"MUSTER", b"20190312", b"EM-1", b"scan_date", b"Erika"))
     names = pd.read_csv(output.with_suffix(".names.tsv"), sep="\t")
     assert names["key"].tolist() == got.table["key"].tolist()
     assert names["subject"].tolist() == ["ERIKA1", "ERIKA1", "MUSTER2", "MUSTER2"]

@@ -39,6 +39,11 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     for kind in first.arrays:
         assert second.array(kind).dtype == np.float32
         np.testing.assert_array_equal(first.array(kind), second.array(kind))
+    alone = read_features(tmp_path / "features.parquet", ["latent"])
+    assert list(alone.arrays) == ["latent"]
+    pd.testing.assert_frame_equal(alone.table, first.table)
+    with pytest.raises(G3nError, match="did you mean 'mean'"):
+        read_features(tmp_path / "features.parquet", ["meen"])
     # without g3n
     assert pd.read_parquet(tmp_path / "features.parquet")["mean"][3].tolist() == first.array("mean")[3].tolist()
 
@@ -89,7 +94,7 @@ def test_joined_files_are_one_after_the_other(tmp_path: Path) -> None:
         write_features(path, piece)
     assert join_features(paths, tmp_path / "all.parquet", whole.about) == 9
     joined = read_features(tmp_path / "all.parquet")
-    assert read_about(tmp_path / "all.parquet") == ({"encoder": "0123456789abcdef"}, 9)
+    assert read_about(tmp_path / "all.parquet") == ({"encoder": "0123456789abcdef"}, 9, {"mean": 7, "latent": 3})
     for kind in whole.arrays:
         np.testing.assert_array_equal(joined.array(kind), whole.array(kind))
     pd.testing.assert_frame_equal(joined.table[list(whole.table.columns)], whole.table)
