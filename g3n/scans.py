@@ -87,7 +87,8 @@ def shard_scans(url: str, grid: Grid | None) -> Source:
     full = tuple(part for part in parts if part.keys)
     if not full:
         raise G3nError(f"shards '{url}' hold no volumes")
-    return Source({"shards": index.fingerprint, "grid_mm": _told(grid)}, grid, full)
+    about = {"shards": index.fingerprint, "recipe": index.raw.get("recipe"), "grid_mm": _told(grid)}
+    return Source(about, grid, full)
 
 
 def training_scans(source: Source) -> list[Callable[[], Loaded]]:
