@@ -12,16 +12,10 @@ from data_prep.fields import named, read_codebook
 from data_prep.manifest import read_table
 from data_prep.scan import Found, People, Shares, write_scans
 from g3n.config import G3nError
+from g3n.names import bids_entities, modality_of
 
 _SUBJECT = re.compile(r"sub-[A-Za-z0-9]+")
 _SESSION = re.compile(r"ses-[A-Za-z0-9]+")
-_FILE = re.compile(r"(?P<entities>(?:[A-Za-z]+-[A-Za-z0-9+]+_)*)(?P<suffix>[A-Za-z0-9]+)\.nii(\.gz)?")
-_SUFFIXES = {
-    "t1w": "T1", "t1": "T1", "mprage": "T1",
-    "t1c": "T1c", "t1ce": "T1c", "t1gd": "T1c", "t1cw": "T1c",
-    "t2w": "T2", "t2": "T2",
-    "flair": "FLAIR", "t2flair": "FLAIR",
-}  # fmt: skip
 _NO_VOLUME = ("scout", "inplane", "mp2rageinv", "localizer")  # in acq-
 
 
@@ -57,7 +51,7 @@ def find_images(root: Path, skipped: dict[str, str]) -> list[Found]:
     versions: dict[tuple[str, str, str, int, str], list[Path]] = defaultdict(list)
     for subject in sorted(p.name for p in root.iterdir() if p.is_dir() and _SUBJECT.fullmatch(p.name)):
         for where in _images_below(root, subject):
-            entities = _entities(where.name)
+            entities = bids_entities(where.name)
             middle = where.parts[1:-1]
             session = middle[0][4:] if middle and _SESSION.fullmatch(middle[0]) else "01"
             modality = modality_of(where.name)
@@ -79,7 +73,7 @@ def find_images(root: Path, skipped: dict[str, str]) -> list[Found]:
     images = []
     number: dict[tuple[str, str, str], int] = defaultdict(int)
     for (subject, session, modality, _, _), paths in sorted(versions.items()):
-        best = min(paths, key=lambda p: (len(_entities(p.name)), "space" in _entities(p.name), p.name))
+        best = min(paths, key=lambda p: (len(bids_entities(p.name)), "space" in bids_entities(p.name), p.name))
         for other in sorted(set(paths) - {best}):
             skipped[str(other)] = f"another version of an image; '{best.name}' is used"
         number[subject, session, modality] += 1
@@ -97,23 +91,6 @@ def _images_below(root: Path, subject: str) -> list[Path]:
         base = Path(folder).relative_to(root)
         found += [base / name for name in sorted(names) if name.endswith((".nii", ".nii.gz"))]
     return found
-
-
-def _entities(name: str) -> dict[str, str]:
-    match = _FILE.fullmatch(name)
-    parts = match["entities"].split("_")[:-1] if match else []
-    return {key.lower(): value for key, _, value in (part.partition("-") for part in parts)}
-
-
-def modality_of(name: str) -> str | None:
-    """T1, T1c, T2, FLAIR by the file's BIDS suffix and ce- entity, or None."""
-    match = _FILE.fullmatch(name)
-    if not match:
-        return None
-    modality = _SUFFIXES.get(match["suffix"].lower())
-    if "ce" in _entities(name):
-        return "T1c" if modality in ("T1", "T1c") else None
-    return modality
 
 
 def _mask(root: Path, image: Path) -> str | None:

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.brain import need_tools
-from data_prep.ids import hash_label, read_key
 from data_prep.manifest import Scan, read_manifest, write_manifest
 from data_prep.progress import run_all
 from data_prep.recipe import KEYS, Recipe
 from data_prep.session import Done, process_session, reason_of
 from data_prep.shards import write_text
 from g3n.config import G3nError
+from g3n.names import hash_label, read_key
 from g3n.nifti import write_volume
 
 

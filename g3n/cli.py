@@ -18,8 +18,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="Use trained models: **sample** volumes, **forecast** a follow-up scan, see the same brain under other conditions "
-    "(**counterfactual**), **evaluate** a run, **audit** its privacy, **report** all of it, **export** it; **doctor** shows "
-    "what this machine has. Models are trained by `deepspeed g3n/train.py`, data is prepared by `python -m data_prep`.",
+    "(**counterfactual**), **embed** scans, **evaluate** a run, **audit** its privacy, **report** all of it, **export** it; "
+    "**doctor** shows what this machine has. Models are trained by `deepspeed g3n/train.py`, data is prepared by `python -m data_prep`.",
 )
 evaluate_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode="markdown", help="Figures and pictures of a trained run."
@@ -454,6 +454,72 @@ def report(
 
     page = write_report(lambda words: app(list(words), standalone_mode=False), run, forecaster, output, count, seed)
     typer.echo(f"report: {page}")
+
+
+@app.command()
+def embed(
+    encoder: Annotated[
+        str,
+        typer.Option(
+            help="A run folder of the mae or decoder task, monai-mae:FILE, medicalnet10|18|34|50:FILE, brainiac:FILE, "
+            "brainsegfounder:FILE, voxel-pca[:FILE] or tissue-volumes."
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="The .parquet to write; the same command goes on where it stopped.")],
+    shards: Annotated[
+        str | None, typer.Option(help="Volume shards, a folder or URL: every scan of every split.")
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Folder of NIfTI files (BIDS or any), or a table with a column path, such as manifest.tsv."),
+    ] = None,
+    encoder_config: Annotated[
+        Path | None, typer.Option(help="monai-mae: YAML with volume_shape, heads, spacing_mm where not BrainG3N's.")
+    ] = None,
+    all_tokens: Annotated[
+        bool, typer.Option("--all-tokens", help="Decoder run: also all projected tokens, flattened [N x 32].")
+    ] = False,
+    variables: Annotated[
+        Path | None, typer.Option(help="TSV or CSV by path, participant_id or subject; default: participants.tsv.")
+    ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(help="Secret of the hashed names, as of data_prep; default: subjects.key beside the output."),
+    ] = None,
+    keep_names: Annotated[
+        bool, typer.Option("--keep-names", help="Files: write their names and labels as they are.")
+    ] = False,
+    center: Annotated[
+        bool, typer.Option("--center", help="Files: place each brain's center on the atlas's, always.")
+    ] = False,
+    umap: Annotated[
+        bool | None, typer.Option("--umap/--no-umap", help="Beside PCA in the picture; default: if installed.")
+    ] = None,
+    batch: Batch = 8,
+    device: Device = None,
+) -> None:
+    """Features of every scan from a frozen encoder: one Parquet file of ids, variables and features, which any tool reads.
+
+    Kinds: `mean` and `cls` of the tokens; a decoder run adds `latent`, the mean of its 32-channel tokens (a linear image of `mean`).
+    Others have `mean` (BrainIAC's ViT also `first_token`), `pca` or `volumes`. Weights of others are read without running code from
+    them, and what was found is told. Files must look like the encoder's training scans: skull-stripped if those were (`python -m
+    data_prep preprocess`). Their names are hashed; `<output>.names.tsv` and `subjects.key` are yours to keep. A picture by modality, diagnosis,
+    age, sex and cohort lies beside.
+
+    Example: `g3n embed --encoder runs/demo/decoder --shards runs/demo/shards --output out/features.parquet`
+
+    Example: `g3n embed --encoder medicalnet50:resnet_50_23dataset.pth --images bids --output out/medicalnet.parquet`
+    """
+    from g3n.embed import Images, embed_and_draw
+
+    if (shards is None) == (images is None):
+        raise G3nError("give either --shards or --images")
+    if images is None and (variables or key or keep_names or center):
+        raise G3nError("--variables, --key, --keep-names and --center are for --images; leave them out")
+    inputs = shards if images is None else Images(images, variables, key, keep_names, center)
+    assert inputs is not None
+    for line in embed_and_draw(encoder, inputs, output, device, batch, encoder_config, all_tokens, umap):
+        typer.echo(line)
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,22 +60,88 @@ def write_features(path: Path, features: Features) -> None:
     part.replace(path)
 
 
-def read_features(path: Path) -> Features:
-    """Raises G3nError where the file is missing, over 64 GiB or no Parquet file of ours."""
+def join_features(paths: Sequence[Path], output: Path, about: Mapping[str, Any]) -> int:
+    """One file of several, in their order, without holding more than one of them (and all tables); the number of rows. Atomic.
+
+    A column that one file lacks is null there; one with words in any file is text. Files without rows may lack arrays. Raises ValueError where
+    keys repeat or arrays differ in kinds or widths, G3nError as ``read_features`` does.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    tables: list[pd.DataFrame] = []
+    widths: dict[str, int] = {}
+    for path in paths:
+        tables.append(read_features(path, []).table)
+        widths.update(read_about(path)[2] if len(tables[-1]) else {})
+    filled = [table.dropna(axis="columns", how="all") for table in tables if len(table)]
+    columns = list(dict.fromkeys(column for table in tables for column in table.columns))
+    whole = pd.concat(filled, ignore_index=True).reindex(columns=columns) if filled else tables[0]
+    if whole["key"].duplicated().any():
+        raise ValueError("keys must be unique")
+    for column in whole.columns:
+        if whole[column].map(lambda value: isinstance(value, str)).any():
+            whole[column] = whole[column].map(lambda value: None if pd.isna(value) else str(value))
+    arrow = pa.Table.from_pandas(whole, preserve_index=False).replace_schema_metadata(None)
+    fields = [*arrow.schema, *(pa.field(kind, pa.list_(pa.float32(), width)) for kind, width in widths.items())]
+    told = json.dumps({"format": FORMAT, "kinds": list(widths), **about})
+    output.parent.mkdir(parents=True, exist_ok=True)
+    part = output.with_name(f".{output.name}.part")
+    first = 0
+    with parquet.ParquetWriter(part, pa.schema(fields, {"g3n": told}), compression="zstd") as writer:
+        for path, table in zip(paths, tables, strict=True):
+            if len(table):
+                arrays = read_features(path).arrays
+                rows = arrow.slice(first, len(table))
+                for kind, width in widths.items():
+                    flat = pa.array(arrays[kind].reshape(-1))
+                    rows = rows.append_column(kind, pa.FixedSizeListArray.from_arrays(flat, width))
+                writer.write_table(rows.replace_schema_metadata({"g3n": told}), row_group_size=ROWS_AT_ONCE)
+            first += len(table)
+    part.replace(output)
+    return first
+
+
+def read_about(path: Path) -> tuple[dict[str, Any], int, dict[str, int]]:
+    """``about`` of a file, its number of rows and the width of each kind, without reading them. Raises G3nError as ``read_features`` does."""
     import pyarrow as pa
     from pyarrow import parquet
 
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise G3nError(f"features '{path}' are larger than {MAX_BYTES >> 30} GiB; split them into several files")
-        arrow = parquet.read_table(path)
-        about = json.loads((arrow.schema.metadata or {})[b"g3n"])
+        found = parquet.read_metadata(path)
+        about = json.loads(found.metadata[b"g3n"])
         if about.pop("format") != FORMAT:
             raise ValueError("another format")
-        kinds = {name: _matrix(arrow.column(name)) for name in about.pop("kinds")}
+        schema = found.schema.to_arrow_schema()
+        return about, found.num_rows, {kind: schema.field(kind).type.list_size for kind in about.pop("kinds")}
     except (OSError, KeyError, ValueError, TypeError, AttributeError, pa.ArrowInvalid) as error:
-        raise G3nError(f"features '{path}' are no {FORMAT} file ({error}); write one with g3n embed") from error
-    return Features(arrow.drop_columns(list(kinds)).to_pandas(), kinds, about)
+        raise _no_features(path, error) from error
+
+
+def read_features(path: Path, kinds: Sequence[str] | None = None) -> Features:
+    """All kinds, or those named. Raises G3nError where the file is missing, over 64 GiB or no Parquet file of ours, or lacks a kind."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    about, _, widths = read_about(path)
+    for kind in kinds or ():
+        if kind not in widths:
+            raise G3nError(f"features '{kind}' are not in '{path}'{did_you_mean(kind, list(widths))}")
+    wanted = list(widths) if kinds is None else list(kinds)
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise G3nError(f"features '{path}' are larger than {MAX_BYTES >> 30} GiB; split them into several files")
+        columns = [name for name in parquet.read_schema(path).names if name in wanted or name not in widths]
+        arrow = parquet.read_table(path, columns=columns)
+        arrays = {name: _matrix(arrow.column(name)) for name in wanted}
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, pa.ArrowInvalid) as error:
+        raise _no_features(path, error) from error
+    return Features(arrow.drop_columns(wanted).to_pandas(), arrays, about)
+
+
+def _no_features(path: Path, error: Exception) -> G3nError:
+    reason = " ".join(str(error).split())[:200]
+    return G3nError(f"features '{path}' are no {FORMAT} file ({reason}); write one with g3n embed")
 
 
 def _matrix(column: Any) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Mutated input files against every reader of data_prep, the stream and exported models: ``python -m tests.fuzz --count 100000``.
+"""Mutated input files against every reader of data_prep, the stream, exported models, features and encoders of others: ``python -m tests.fuzz --count 100000``.
 
 Runs in a process of its own under a memory limit, with an alarm on each case. A case must end in a result, a G3nError or a
 Damage; anything else (another exception, MemoryError, the alarm, a crash) is printed with its number, which makes it again:
@@ -25,7 +25,12 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
+import torch
 import zstandard
+from monai.networks.nets import ViT
+from monai.networks.nets.masked_autoencoder_vit import MaskedAutoEncoderViT
+from monai.networks.nets.swin_unetr import SwinTransformer
 
 from data_prep.check import look_at
 from data_prep.cohorts.tables import read_table
@@ -36,7 +41,12 @@ from data_prep.shards import EncodedSample, encode_sample, write_index, write_sh
 from data_prep.verify import verify_shard
 from g3n import exported
 from g3n.config import G3nError
+from g3n.encoders.choose import open_encoder_of
+from g3n.encoders.voxel_pca import fit_voxel_pca
 from g3n.export import export
+from g3n.features import Features, read_about, read_features, write_features
+from g3n.nifti import atlas_grid
+from g3n.scans import image_scans
 from g3n.stream.decode import Damage
 from g3n.stream.index import load_index
 from tests import shards, untrained
@@ -120,6 +130,25 @@ def mutate_tree(tree: Any, rng: Rng) -> Any:
     return tree
 
 
+def mutate_weights(tree: dict[str, Any], rng: Rng) -> dict[str, Any]:
+    """One to three tensors of a state dict renamed, removed, reshaped or replaced."""
+    state = dict(tree["state_dict"])
+    for _ in range(int(rng.integers(1, 4))):
+        key = list(state)[int(rng.integers(min(len(state), 12)) if rng.random() < 0.5 else rng.integers(len(state)))]
+        value, kind = state.pop(key), int(rng.integers(6))
+        if kind == 1:
+            state["odd" + key] = value
+        elif kind == 2:
+            state[key] = torch.zeros([int(n) for n in rng.integers(0, 9, int(rng.integers(0, 6)))])
+        elif kind == 3:
+            state[key] = value.flatten()
+        elif kind == 4:
+            state[key] = value.transpose(0, -1).to(torch.float16) if value.ndim else value.int()
+        elif kind == 5:
+            state[key] = ODD_VALUES[int(rng.integers(10))]
+    return {"state_dict": state} if rng.random() < 0.9 else state
+
+
 class Cases:
     """The good files, and one function a kind of input: it writes a mutated one and reads it."""
 
@@ -149,11 +178,67 @@ class Cases:
         header = "subject\tsession\tmodality\tpath\tage_years\tsex\tdiagnosis\tcohort\tfield_strength_t\tdays_from_baseline\tsplit"
         self.manifest = f"{header}\tmmse\na\t1\tT1\ta.nii\t40\tF\tHC\tX\t3\t0\ttrain\t28\nb\t1\tT1\ta.nii\tn/a\tM\tHC\tX\t3\t0\tval\tn/a\n".encode()
         self.crafted = folder / "crafted"
+        self._foreign(rng)
         self.model = export(untrained.chain(folder / "chain", 2, 1) / "runs/dit", folder / "model", without_audit=True)
         self.config = (self.model / "config.json").read_bytes()
         self.weights = {
             p: (self.model / p / exported.WEIGHTS).read_bytes() for p in ("encoder", "tokenizer", "generator")
         }
+
+    def _foreign(self, rng: Rng) -> None:
+        """Features, fitted components and checkpoints of others."""
+        table = pd.DataFrame({"key": ["a", "b", "c"], "age_years": [1.0, None, 3.0], "sex": ["F", None, "M"]})
+        write_features(self.folder / "f.parquet", Features(table, {"mean": np.ones((3, 4), np.float32)}, {}))
+        self.features = (self.folder / "f.parquet").read_bytes()
+        rows = rng.standard_normal((4, 60)).astype(np.float32)
+        fit_voxel_pca(rows, atlas_grid((3, 4, 5), 4), {}, self.folder / "pca.safetensors")
+        self.pca = (self.folder / "pca.safetensors").read_bytes()
+        vit = ViT(1, (16,) * 3, (8,) * 3, hidden_size=64, mlp_dim=8, num_layers=1, num_heads=1)
+        mae = MaskedAutoEncoderViT(1, (8,) * 3, 4, 12, 8, 1, 2, decoder_hidden_size=6, decoder_num_heads=1)
+        swin = SwinTransformer(1, 6, (2,) * 3, (2,) * 3, (1, 1, 1, 1), (1, 1, 1, 1))
+        (self.folder / "mae.yaml").write_text("volume_shape: [8, 8, 8]\nheads: 2\n")
+        self.checkpoints = {}
+        for name, net in (("brainiac", vit), ("monai-mae", mae), ("brainsegfounder", swin)):
+            torch.save({"state_dict": {f"module.{k}": v for k, v in net.state_dict().items()}}, buffer := io.BytesIO())
+            self.checkpoints[name] = buffer.getvalue()
+
+    def features_file(self, rng: Rng) -> None:
+        path = self.folder / "f.parquet"
+        path.write_bytes(mutate(self.features, rng))
+        for read in (read_features, read_about):
+            try:
+                read(path)
+            except G3nError:
+                continue
+        raise G3nError("read")
+
+    def checkpoint(self, rng: Rng) -> None:
+        name, data = list(self.checkpoints.items())[int(rng.integers(len(self.checkpoints)))]
+        if rng.random() < 0.3:
+            data = mutate(data, rng)
+        else:
+            torch.save(mutate_weights(torch.load(io.BytesIO(data), weights_only=True), rng), buffer := io.BytesIO())
+            data = buffer.getvalue()
+        (self.folder / "w.pt").write_bytes(data)
+        config = self.folder / "mae.yaml" if name == "monai-mae" else None
+        open_encoder_of(f"{name}:{self.folder / 'w.pt'}", torch.device("cpu"), config)
+
+    def components(self, rng: Rng) -> None:
+        (self.folder / "pca.safetensors").write_bytes(mutate(self.pca, rng))
+        open_encoder_of(f"voxel-pca:{self.folder / 'pca.safetensors'}", torch.device("cpu"))
+
+    def image_table(self, rng: Rng) -> None:
+        """A table of scans, and one of variables of a folder."""
+        table, folder = self.folder / "images.tsv", self.folder / "images"
+        folder.mkdir(exist_ok=True)
+        (folder / "sub-a_T1w.nii").write_bytes(self.images["a.nii"])
+        table.write_bytes(mutate(self.manifest, rng))
+        for images, variables in ((table, None), (folder, table)):
+            try:
+                image_scans(images, None, variables, b"k" * 32)
+            except G3nError:
+                continue
+        raise G3nError("read")
 
     def image(self, rng: Rng) -> None:
         name, data = list(self.images.items())[int(rng.integers(len(self.images)))]
@@ -307,7 +392,8 @@ def verify(folder: Path) -> None:
 
 KINDS: tuple[Callable[[Cases, Rng], None], ...] = (
     Cases.image, Cases.pair, Cases.scanned, Cases.manifest_table, Cases.index_tree, Cases.index_bytes, Cases.tar_bytes,
-    Cases.sample_bytes, Cases.foreign_tar, Cases.model_config, Cases.model_weights,
+    Cases.sample_bytes, Cases.foreign_tar, Cases.model_config, Cases.model_weights, Cases.features_file, Cases.checkpoint,
+    Cases.components, Cases.image_table,
 )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from g3n.latent import open_encoder
 from g3n.models.decoder import Tokenizer, TokenizerConfig
 from g3n.models.mae import MAE, MAEConfig
 from g3n.stream.index import load_index
+from g3n.tasks.base import volume_artifact
 from g3n.tasks.dit import DiTTask, DiTTaskConfig
 from g3n.tasks.forecast import ForecastTask, ForecastTaskConfig
 from tests import nano
@@ -39,8 +40,8 @@ def chain(root: Path, train: int = 8, val: int = 4) -> Path:
     volumes, runs = load_index(str(root / "shards")), root / "runs"
     mae = build(MAEConfig, configs["mae"]["model"]["net"])
     torch.manual_seed(0)
-    save_run(runs / "mae", configs["mae"], MAE(mae), {"shards": volumes.fingerprint})
-    artifact = {"shards": volumes.fingerprint, "encoder": open_encoder(runs / "mae")[3]}
+    save_run(runs / "mae", configs["mae"], MAE(mae), volume_artifact(volumes))
+    artifact = {**volume_artifact(volumes), "encoder": open_encoder(runs / "mae")[3]}
     net = build(TokenizerConfig, configs["decoder"]["model"]["net"])
     save_run(runs / "decoder", configs["decoder"], Tokenizer(net, mae.width, mae.tokens, mae.patch), artifact)
     encode(str(runs / "decoder"), str(root / "shards"), root / "latents", "cpu", 8)

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,9 @@ class Damage(Exception):
 
 @dataclass(frozen=True)
 class Volume:
-    """``voxels`` int16 [X, Y, Z] in stored units (stored * scale = raw intensity); mean and std of the brain in them."""
+    """``voxels`` int16 [X, Y, Z] in stored units (stored * scale = raw intensity); mean and std of the brain in them.
+
+    ``phenotypes`` are what is known beyond the variables, ``group`` whom the subject shares a split with (None: nobody)."""
 
     voxels: np.ndarray
     brain_mean: float
@@ -41,6 +43,8 @@ class Volume:
     scale: float
     days_from_baseline: float | None
     variables: dict[str, Any]
+    phenotypes: dict[str, Any] = field(default_factory=dict)
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,9 @@ def read_volume_sample(index: ShardIndex, shard: Shard, sample: Sample) -> Volum
         _check_contrast(voxels, len(payload))
         mean, std, scale = (_number(meta[name], name) for name in ("brain_mean", "brain_std", "scale"))
         _need(std > 0, f"brain_std {std} is not positive")
-        return Volume(voxels, mean, std, scale, _days(meta), _variables(meta))
+        phenotypes, group = _simple(meta.get("phenotypes", {}), "phenotypes"), meta.get("group")
+        _need(group is None or isinstance(group, str), f"group is {group!r}, expected a word")
+        return Volume(voxels, mean, std, scale, _days(meta), _variables(meta), phenotypes, group)
     except _BAD as error:
         raise Damage(f"{where}: {_reason(error)}") from error
 
@@ -182,9 +188,12 @@ def _days(meta: Mapping[str, Any]) -> float | None:
 
 
 def _variables(meta: Mapping[str, Any]) -> dict[str, Any]:
-    table = meta["variables"]
+    return _simple(meta["variables"], "variables")
+
+
+def _simple(table: Any, what: str) -> dict[str, Any]:
     simple = isinstance(table, dict) and all(v is None or isinstance(v, (str, int, float)) for v in table.values())
-    _need(simple, "variables must map a name to a word, a number or null")
+    _need(simple, f"{what} must map a name to a word, a number or null")
     return dict(table)
 
 

@@ -9,10 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from benchmarks import attention, kernels, measure, report, tune
+from benchmarks import attention, embedding, kernels, measure, report, stream, tune
+from g3n.features import read_features
 
 ROOT = Path(__file__).parents[2]
 
@@ -332,3 +334,18 @@ def test_rows_of_a_cpu_are_listed_as_proof_of_the_path_alone(results, tmp_path):
 )
 def test_names_of_gpus(folder, name):
     assert report.Machine(folder, {}).name == name
+
+
+# --- features
+
+
+def test_features_from_shards_are_those_by_monai_from_files(tmp_path: Path) -> None:
+    stream.made_shards(tmp_path / "shards", 8, (32, 32, 32))
+    paths = embedding.write_files(tmp_path / "shards", tmp_path / "files")
+    encoder = embedding.encoder_of("tiny", (32, 32, 32))
+    assert embedding.from_shards(tmp_path / "shards", encoder, 3, tmp_path / "ours.parquet") > 0
+    embedding.from_files(paths, encoder, 2, 0, tmp_path / "theirs.parquet")
+    ours, theirs = (read_features(tmp_path / f"{who}.parquet").array("mean") for who in ("ours", "theirs"))
+    assert ours.shape == (8, 192)
+    np.testing.assert_allclose(theirs, ours[2:], atol=1e-4)  # the first batch of MONAI's is before the clock starts
+    assert np.abs(ours[0] - ours[1]).max() > 1e-3

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from g3n.config import G3nError
-from g3n.features import Features, read_features, write_features
+from g3n.features import Features, join_features, read_about, read_features, write_features
 
 
 def made(n: int = 5) -> Features:
@@ -39,6 +39,11 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     for kind in first.arrays:
         assert second.array(kind).dtype == np.float32
         np.testing.assert_array_equal(first.array(kind), second.array(kind))
+    alone = read_features(tmp_path / "features.parquet", ["latent"])
+    assert list(alone.arrays) == ["latent"]
+    pd.testing.assert_frame_equal(alone.table, first.table)
+    with pytest.raises(G3nError, match="did you mean 'mean'"):
+        read_features(tmp_path / "features.parquet", ["meen"])
     # without g3n
     assert pd.read_parquet(tmp_path / "features.parquet")["mean"][3].tolist() == first.array("mean")[3].tolist()
 
@@ -72,3 +77,29 @@ def test_what_is_not_ours_is_refused(tmp_path: Path) -> None:
             read_features(tmp_path / f"{name}.parquet")
     with pytest.raises(G3nError, match=r"'meen'.*mean"):
         read_features(tmp_path / "f.parquet").array("meen")
+
+
+def test_joined_files_are_one_after_the_other(tmp_path: Path) -> None:
+    whole = made(9)
+    table = whole.table.assign(scanner=[None] * 4 + [3, "GE", None, None, None])
+    empty = Features(table.iloc[:0], {}, {})
+    pieces = [
+        Features(table.iloc[:4].dropna(axis=1, how="all"), {k: a[:4] for k, a in whole.arrays.items()}, {}),
+        empty,
+        Features(table.iloc[4:5], {k: a[4:5] for k, a in whole.arrays.items()}, {}),
+        Features(table.iloc[5:], {k: a[5:] for k, a in whole.arrays.items()}, {}),
+    ]
+    paths = [tmp_path / f"{i}.parquet" for i in range(4)]
+    for path, piece in zip(paths, pieces, strict=True):
+        write_features(path, piece)
+    assert join_features(paths, tmp_path / "all.parquet", whole.about) == 9
+    joined = read_features(tmp_path / "all.parquet")
+    assert read_about(tmp_path / "all.parquet") == ({"encoder": "0123456789abcdef"}, 9, {"mean": 7, "latent": 3})
+    for kind in whole.arrays:
+        np.testing.assert_array_equal(joined.array(kind), whole.array(kind))
+    pd.testing.assert_frame_equal(joined.table[list(whole.table.columns)], whole.table)
+    assert joined.table["scanner"].tolist()[3:6] == [None, "3", "GE"]
+    with pytest.raises(ValueError, match="unique"):
+        join_features([paths[0], paths[0]], tmp_path / "all.parquet", {})
+    with pytest.raises(G3nError, match="g3n embed"):
+        read_about(tmp_path / "none.parquet")

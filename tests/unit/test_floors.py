@@ -17,7 +17,8 @@ FLOORS = {
     "g3n.export": 4, "g3n.exported": 4,
     "g3n.tasks": 3,
     "g3n.latent": 2, "g3n.flow": 2, "g3n.models": 2, "g3n.stream": 2, "g3n.nifti": 2, "g3n.templates": 2,
-    "g3n.features": 2,
+    "g3n.features": 2, "g3n.names": 2,
+    "g3n.encoders": 4, "g3n.scans": 4, "g3n.embed": 4,
     "g3n.ops": 1,
     "kernels": 0, "g3n.config": 0,
 }  # fmt: skip

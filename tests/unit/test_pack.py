@@ -18,13 +18,13 @@ import xxhash
 import zstandard
 
 from data_prep.bids import scan_bids
-from data_prep.ids import hash_label, read_key
 from data_prep.manifest import read_manifest, write_manifest
 from data_prep.pack import Packing, choose, crop_grid, crop_volume, pack_all, quantize
 from data_prep.preprocess import preprocess_all, refuse_labels
 from data_prep.recipe import Recipe
 from data_prep.scan import Shares
 from g3n.config import G3nError
+from g3n.names import hash_label, read_key
 from g3n.nifti import Grid, read_volume
 from g3n.stream.decode import Damage, read_volume_sample
 from g3n.stream.index import load_index

@@ -12,11 +12,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from data_prep.ids import read_key
 from data_prep.manifest import Scan, read_manifest, write_manifest
 from data_prep.preprocess import preprocess_all, pseudonymize
 from data_prep.recipe import Recipe, parse_shape
 from g3n.config import G3nError
+from g3n.names import read_key
 from g3n.nifti import read_volume
 
 RECIPE = Recipe((20, 24, 20), 8.0)

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.bids import modality_of, scan_bids
+from data_prep.bids import scan_bids
 from data_prep.manifest import Scan, read_manifest
 from data_prep.phantom import draw_subject, make_phantom
 from data_prep.scan import Shares, split_subjects
 from g3n.config import G3nError
+from g3n.names import modality_of
 
 
 def touch(root: Path, *paths: str) -> None:

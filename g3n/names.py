@@ -1,4 +1,4 @@
-"""Keyed hashes of subject labels: the only names that leave the manifest's folder."""
+"""What names of scans say, and keyed hashes of subject labels: the only names that leave a folder of raw data."""
 
 from __future__ import annotations
 
@@ -9,6 +9,14 @@ import secrets
 from pathlib import Path
 
 from g3n.config import G3nError
+
+_BIDS_FILE = re.compile(r"(?P<entities>(?:[A-Za-z]+-[A-Za-z0-9+]+_)*)(?P<suffix>[A-Za-z0-9]+)\.nii(\.gz)?")
+_SUFFIXES = {
+    "t1w": "T1", "t1": "T1", "mprage": "T1",
+    "t1c": "T1c", "t1ce": "T1c", "t1gd": "T1c", "t1cw": "T1c",
+    "t2w": "T2", "t2": "T2",
+    "flair": "FLAIR", "t2flair": "FLAIR",
+}  # fmt: skip
 
 
 def read_key(path: Path, output: Path) -> bytes:
@@ -34,3 +42,21 @@ def read_key(path: Path, output: Path) -> bytes:
 def hash_label(label: str, key: bytes) -> str:
     """Keyed BLAKE2b, 64 bits in hex: without the key neither a guess nor a list of labels finds a subject."""
     return hashlib.blake2b(label.encode(), digest_size=8, key=key).hexdigest()
+
+
+def bids_entities(name: str) -> dict[str, str]:
+    """The entities of a BIDS file name (``sub``, ``ses``, ``run``, ...), keys in lower case; empty for any other name."""
+    match = _BIDS_FILE.fullmatch(name)
+    parts = match["entities"].split("_")[:-1] if match else []
+    return {key.lower(): value for key, _, value in (part.partition("-") for part in parts)}
+
+
+def modality_of(name: str) -> str | None:
+    """T1, T1c, T2, FLAIR by the file's BIDS suffix and ce- entity, or None."""
+    match = _BIDS_FILE.fullmatch(name)
+    if not match:
+        return None
+    modality = _SUFFIXES.get(match["suffix"].lower())
+    if "ce" in bids_entities(name):
+        return "T1c" if modality in ("T1", "T1c") else None
+    return modality
