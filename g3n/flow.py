@@ -7,6 +7,7 @@ t = 1: x_t = (1 - t) x0 + t x1 with velocity x1 - x0.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, TypeVar, get_args
 
 import torch
@@ -60,13 +61,32 @@ def guided(
     return velocity
 
 
-def gaussian_velocity(x_BNC: Tensor, t_B: Tensor) -> Tensor:
-    """The mean velocity at x_t if data were standard normal like the noise: (2t - 1) / (t^2 + (1 - t)^2) x_t.
+@dataclass(frozen=True)
+class Gaussian:
+    """Normal data around 0: ``variances_R`` along orthonormal ``directions_RNC``, variance ``rest`` (a scalar) along all others."""
 
-    A network that predicts the rest need not learn to pass its input through (the idea of Karras 2022, arXiv 2206.00364).
+    directions_RNC: Tensor
+    variances_R: Tensor
+    rest: Tensor
+
+
+def gaussian_velocity(x_BNC: Tensor, t_B: Tensor, data: Gaussian | None = None) -> Tensor:
+    """The mean velocity at x_t if data were normal: along a direction of variance s it is (t s - (1 - t)) / (t^2 s + (1 - t)^2) x_t.
+
+    ``data`` None is the standard normal distribution, s = 1 everywhere. A network that predicts the rest need not learn to
+    pass its input through (the idea of Karras 2022, arXiv 2206.00364), nor, with ``data``, how latents vary together.
     """
     t_B11 = t_B[:, None, None]
-    return (2 * t_B11 - 1) / (t_B11**2 + (1 - t_B11) ** 2) * x_BNC
+    if data is None:
+        return _slope(torch.ones_like(t_B11), t_B11) * x_BNC
+    rest_B11 = _slope(data.rest, t_B11)
+    along_BR = torch.einsum("bnc,rnc->br", x_BNC, data.directions_RNC)
+    more_BR = _slope(data.variances_R, t_B[:, None]) - rest_B11[..., 0]
+    return rest_B11 * x_BNC + torch.einsum("br,rnc->bnc", more_BR * along_BR, data.directions_RNC)
+
+
+def _slope(variance: Tensor, t: Tensor) -> Tensor:
+    return (t * variance - (1 - t)) / (t**2 * variance + (1 - t) ** 2)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""How P can begin: from frozen features [B, N, D] and z-scored patches [B, N, P] of some training volumes, float64.
+"""How P can begin: from frozen features [B, N, D] and z-scored patches [B, N, P] of some training volumes.
 
 All statistics are around the mean of each place.
 """
@@ -31,21 +31,32 @@ class Image:
     basis_RP: Tensor | None
 
 
-def _around(f_BND: Tensor) -> Tensor:
-    """[M, D], M = B N."""
-    return (f_BND - f_BND.mean(0)).flatten(0, 1)
+def _moments(f_BND: Tensor, x_BNP: Tensor) -> tuple[Tensor, Tensor]:
+    """(f^T f [D, D], f^T x [D, P]), float64, over scans and places, around the means of each place."""
+    gram_DD = torch.zeros(f_BND.shape[2], f_BND.shape[2], dtype=torch.float64, device=f_BND.device)
+    cross_DP = torch.zeros(f_BND.shape[2], x_BNP.shape[2], dtype=torch.float64, device=f_BND.device)
+    for n in range(f_BND.shape[1]):
+        f_BD, x_BP = _around(f_BND[:, n]), _around(x_BNP[:, n])
+        gram_DD += f_BD.T @ f_BD
+        cross_DP += f_BD.T @ x_BP
+    return gram_DD, cross_DP
 
 
-def _ridge(x_MD: Tensor, y_MP: Tensor, penalty: float = 1e-3) -> Tensor:
-    """[D, P]: least squares with a penalty of so much of the mean power of a feature. Leading axes are problems of their own."""
-    gram_DD = x_MD.mT @ x_MD
-    eye_DD = torch.eye(gram_DD.shape[-1], dtype=gram_DD.dtype, device=gram_DD.device)
-    power = gram_DD.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
-    return torch.linalg.solve(gram_DD + penalty * power * eye_DD, x_MD.mT @ y_MP)
+def _around(x_BD: Tensor) -> Tensor:
+    """float64, with mean 0 over scans."""
+    x_BD = x_BD.double()
+    return x_BD - x_BD.mean(0)
 
 
-def _start(p_DC: Tensor, f_MD: Tensor) -> Start:
-    return Start(p_DC.T.float(), float((f_MD @ p_DC).std()))
+def _ridge(gram_DD: Tensor, cross_DP: Tensor, penalty: float = 1e-3) -> Tensor:
+    """[D, P]: least squares with a penalty of so much of the mean power of a feature."""
+    eye_DD = torch.eye(len(gram_DD), dtype=gram_DD.dtype, device=gram_DD.device)
+    return torch.linalg.solve(gram_DD + penalty * gram_DD.diagonal().mean() * eye_DD, cross_DP)
+
+
+def _start(p_DC: Tensor, gram_DD: Tensor, f_BND: Tensor) -> Start:
+    variance = (p_DC.T @ gram_DD @ p_DC).trace() / (len(f_BND) * f_BND.shape[1] * p_DC.shape[1])
+    return Start(p_DC.T.float(), float(variance.sqrt()))
 
 
 def regression(f_BND: Tensor, x_BNP: Tensor, channels: int) -> Start:
@@ -53,23 +64,23 @@ def regression(f_BND: Tensor, x_BNP: Tensor, channels: int) -> Start:
 
     Starting from it instead of a random P is worth decibels on short runs (docs/log.md).
     """
-    f_MD = _around(f_BND)
-    weight_DP = _ridge(f_MD, _around(x_BNP))
-    fitted_MP = f_MD @ weight_DP
-    _, vectors_PP = torch.linalg.eigh(fitted_MP.T @ fitted_MP)
-    return _start(weight_DP @ vectors_PP[:, -channels:], f_MD)
+    gram_DD, cross_DP = _moments(f_BND, x_BNP)
+    weight_DP = _ridge(gram_DD, cross_DP)
+    _, vectors_PP = torch.linalg.eigh(weight_DP.T @ gram_DD @ weight_DP)
+    return _start(weight_DP @ vectors_PP[:, -channels:], gram_DD, f_BND)
 
 
 def pca(f_BND: Tensor, channels: int) -> Start:
     """The ``channels`` directions in which features vary most, the widest first."""
-    f_MD = _around(f_BND)
-    _, vectors_DD = torch.linalg.eigh(f_MD.T @ f_MD)
-    return _start(vectors_DD.flip(1)[:, :channels], f_MD)
+    gram_DD, _ = _moments(f_BND, f_BND)
+    _, vectors_DD = torch.linalg.eigh(gram_DD)
+    return _start(vectors_DD.flip(1)[:, :channels], gram_DD, f_BND)
 
 
 def identity(f_BND: Tensor) -> Start:
     """All features as they are."""
-    return _start(torch.eye(f_BND.shape[2], dtype=f_BND.dtype, device=f_BND.device), _around(f_BND))
+    gram_DD, _ = _moments(f_BND, f_BND)
+    return _start(torch.eye(len(gram_DD), dtype=gram_DD.dtype, device=gram_DD.device), gram_DD, f_BND)
 
 
 def image(z_BNC: Tensor, x_BNP: Tensor, place_rank: int) -> Image:
@@ -78,22 +89,28 @@ def image(z_BNC: Tensor, x_BNP: Tensor, place_rank: int) -> Image:
     With ``place_rank`` each place adds its own regression of what the shared image leaves there, in the ``place_rank`` directions
     of a patch that hold most of it over all places. In an atlas the same place is the same anatomy in everyone.
     """
-    z_NC, x_NP = z_BNC.mean(0), x_BNP.mean(0)
-    z_NBC, x_NBP = (z_BNC - z_NC).transpose(0, 1), (x_BNP - x_NP).transpose(0, 1)
-    shared_CP = _ridge(z_NBC.flatten(0, 1), x_NBP.flatten(0, 1))
-    mean_NP = x_NP - z_NC @ shared_CP
+    z_NC, mean_NP = z_BNC.double().mean(0), x_BNP.double().mean(0)
+    shared_CP = _ridge(*_moments(z_BNC, x_BNP))
+    mean_NP -= z_NC @ shared_CP
     if not place_rank:
         return Image(shared_CP.float(), mean_NP.float(), None, None)
-    found_NCP = _ridge(z_NBC, x_NBP - z_NBC @ shared_CP, PLACE_PENALTY)
-    fitted_MP = (z_NBC @ found_NCP).flatten(0, 1)
-    _, vectors_PP = torch.linalg.eigh(fitted_MP.T @ fitted_MP)
+    own: list[Tensor] = []
+    power_PP = torch.zeros(x_BNP.shape[2], x_BNP.shape[2], dtype=torch.float64, device=x_BNP.device)
+    for n in range(z_BNC.shape[1]):
+        z_BC = _around(z_BNC[:, n])
+        gram_CC = z_BC.T @ z_BC
+        found_CP = _ridge(gram_CC, z_BC.T @ (_around(x_BNP[:, n]) - z_BC @ shared_CP), PLACE_PENALTY)
+        power_PP += found_CP.T @ gram_CC @ found_CP
+        own.append(found_CP)
+    _, vectors_PP = torch.linalg.eigh(power_PP)
     basis_PR = vectors_PP[:, -place_rank:]
-    place_NCR = found_NCP @ basis_PR
-    mean_NP = mean_NP - torch.einsum("nc,ncr,pr->np", z_NC, place_NCR, basis_PR)
+    place_NCR = torch.stack([found_CP @ basis_PR for found_CP in own])
+    mean_NP -= torch.einsum("nc,ncr,pr->np", z_NC, place_NCR, basis_PR)
     return Image(shared_CP.float(), mean_NP.float(), place_NCR.float(), basis_PR.T.contiguous().float())
 
 
 def spread(f_BND: Tensor) -> Tensor:
     """float32 [D, D]: the transpose of it times itself is the features' covariance around the mean of each place."""
-    f_MD = _around(f_BND)
-    return torch.linalg.qr(f_MD, mode="r").R.float() / len(f_MD) ** 0.5
+    gram_DD, _ = _moments(f_BND, f_BND)
+    values_D, vectors_DD = torch.linalg.eigh(gram_DD / (len(f_BND) * f_BND.shape[1]))
+    return (values_D.clamp(min=0).sqrt()[:, None] * vectors_DD.T).float()

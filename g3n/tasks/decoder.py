@@ -113,7 +113,7 @@ class DecoderTask:
 
     @torch.no_grad()
     def _seen(self) -> tuple[Tensor, Tensor]:
-        """Features [B, N, D] and normalized patches [B, N, P] of ``init_volumes`` training volumes, float64.
+        """Features [B, N, D] and normalized patches [B, N, P] of ``init_volumes`` training volumes, float32.
 
         With ``flip`` each of them is there mirrored too.
         """
@@ -128,7 +128,7 @@ class DecoderTask:
             done += len(volume)
             if done >= self.config.init_volumes:
                 break
-        return torch.cat(features).double(), torch.cat(patches).double()
+        return torch.cat(features).float(), torch.cat(patches).float()
 
     def _inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Frozen features [B, N, D] and the z-scored target [B, X, Y, Z]."""

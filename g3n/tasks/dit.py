@@ -14,16 +14,19 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from g3n.config import G3nError
-from g3n.flow import integrate, path, shifted
+from g3n.flow import Gaussian, integrate, path, shifted
 from g3n.latent import LatentSpace
 from g3n.models.conditioning import VariableSet, drop_variables
 from g3n.models.dit import DiT, DiTConfig
+from g3n.models.gaussian import fit_gaussian
 from g3n.stream.index import ShardIndex
+from g3n.stream.lanes import eval_batches
 from g3n.stream.remote import read_file
 from g3n.stream.samples import Batch
 from g3n.tasks.base import picture, sample_generator
 
 MAX_STATISTICS_BYTES = 1 << 28
+GAUSSIAN_LATENTS = 4096
 BASE_NUMBERS = 4096  # of the latent that time_shift "auto" takes for unshifted, as arXiv 2510.11690 does
 
 
@@ -184,7 +187,28 @@ class DiTTask:
         net = DiT(self.config.net)
         net.latent_mean.copy_(self.space.mean)
         net.latent_scale.copy_(self.space.scale)
+        if net.gaussian_rank:
+            found = self._gaussian(net.gaussian_rank)
+            net.gaussian_directions.copy_(found.directions_RNC)
+            net.gaussian_variances.copy_(found.variances_R)
+            net.gaussian_rest.copy_(found.rest)
         return net
+
+    def _gaussian(self, rank: int) -> Gaussian:
+        """Of up to ``GAUSSIAN_LATENTS`` latents of the train split."""
+        latents: list[Tensor] = []
+        subjects: list[str] = []
+        for batch in eval_batches(self.index, None, "latent", "train", micro_batch=8, rank=0, world=1, seed=0):
+            latents.append(
+                self.space.standardize(batch.tensors["latent"].to(self.space.mean.device))[batch.weights > 0]
+            )
+            subjects += [key.split("_")[0] for key, w in zip(batch.keys, batch.weights, strict=True) if w > 0]
+            if len(subjects) >= GAUSSIAN_LATENTS:
+                break
+        try:
+            return fit_gaussian(torch.cat(latents).cpu(), subjects, rank)
+        except ValueError as error:
+            raise G3nError(f"model.net.gaussian_{error}; lower it, or train on more scans") from error
 
     def frozen(self) -> Mapping[str, nn.Module]:
         return {"space": self.space}

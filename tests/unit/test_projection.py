@@ -88,7 +88,7 @@ def test_the_linear_path_begins_as_ridge_regression_on_the_latents(
 ) -> None:
     task = task_of(root, index, channels=channels, linear_path=True, projection=kind, projection_trained=False)
     module = module_of(task)
-    f_BND, x_BNP = task._seen()
+    f_BND, x_BNP = (v.double() for v in task._seen())
     z_BNC = f_BND @ module.projection.weight.double().T
     z, x = ((v - v.mean(0)).flatten(0, 1).numpy() for v in (z_BNC, x_BNP))
     ridge = Ridge(alpha=1e-3 * (z**2).sum(0).mean(), fit_intercept=False).fit(z, x)
