@@ -189,8 +189,9 @@ class DiTTask:
         net.latent_scale.copy_(self.space.scale)
         if net.gaussian_rank:
             found = self._gaussian(net.gaussian_rank)
-            net.gaussian_directions.copy_(found.directions_RNC)
-            net.gaussian_variances.copy_(found.variances_R)
+            there = len(found.variances_R)  # directions that are not stay 0 and add nothing
+            net.gaussian_directions[:there] = found.directions_RNC
+            net.gaussian_variances[:there] = found.variances_R
             net.gaussian_rest.copy_(found.rest)
         return net
 
@@ -205,10 +206,7 @@ class DiTTask:
             subjects += [key.split("_")[0] for key, w in zip(batch.keys, batch.weights, strict=True) if w > 0]
             if len(subjects) >= GAUSSIAN_LATENTS:
                 break
-        try:
-            return fit_gaussian(torch.cat(latents).cpu(), subjects, rank)
-        except ValueError as error:
-            raise G3nError(f"model.net.gaussian_{error}; lower it, or train on more scans") from error
+        return fit_gaussian(torch.cat(latents).cpu(), subjects, rank)
 
     def frozen(self) -> Mapping[str, nn.Module]:
         return {"space": self.space}
