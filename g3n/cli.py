@@ -374,6 +374,9 @@ def forecasting(
     latents: Annotated[str, typer.Option(help="The latent shards it was trained on.")],
     output: Results,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
+    draws: Annotated[
+        int, typer.Option(min=1, help="Forecasts of each pair, from different noises; their mean is judged.")
+    ] = 4,
     steps: Steps = 25,
     batch: Batch = 8,
     device: Device = None,
@@ -386,7 +389,7 @@ def forecasting(
     from g3n.evaluate.forecasting import evaluate_forecasting
     from g3n.generate import open_forecaster
 
-    evaluate_forecasting(open_forecaster(run, device), latents, output, split, steps, batch)
+    evaluate_forecasting(open_forecaster(run, device), latents, output, split, steps, batch, draws)
 
 
 @app.command()

@@ -36,17 +36,26 @@ from g3n.tasks.forecast import elapsed_gate, gated, start_from, with_elapsed, wi
 COLUMNS = ("psnr_db", "no_change_psnr_db", "psnr_gain_db", "ventricle_error_ml", "no_change_ventricle_error_ml")
 FIGURES = ("mae", "psnr_db", "ssim", "ventricle_error_ml")
 CURVE_YEARS = (0.0, 1.0, 2.0, 5.0, 10.0)
+DRAWS = 4  # forecasts from different noises; ours is their mean
 CURVES = 64  # baselines whose growth is followed through CURVE_YEARS
 
 
 @torch.no_grad()
 def evaluate_forecasting(
-    generator: Generator, latents: str, output: Path, split: str = "val", steps: int = 25, batch: int = 8
+    generator: Generator,
+    latents: str,
+    output: Path,
+    split: str = "val",
+    steps: int = 25,
+    batch: int = 8,
+    draws: int = DRAWS,
 ) -> dict[str, Any]:
     """Write ``metrics.json``, ``pairs.csv``, ``growth.csv`` and ``forecast.png`` to ``output`` and return the metrics.
 
     First to last visit of every subject and modality of ``split``. Everything is compared after decoding, with the decoded
-    follow-up: what is judged is the forecaster, not the tokenizer. ``no_change`` takes the baseline for the forecast,
+    follow-up: what is judged is the forecaster, not the tokenizer. ``ours`` is the mean of ``draws`` forecasts, as ``g3n forecast
+    --draws`` writes it, because the others predict means too; ``one_draw`` the first of them, which has the noise of a scan.
+    ``no_change`` takes the baseline for the forecast,
     ``mean_change`` and ``regression`` (``g3n.evaluate.baselines``) learn from pairs of the train split.
     ``ventricle_error_ml`` is the error of the predicted change of ventricle volume, and so of the volume itself.
     Intervals are over subjects. Raises G3nError for latents of another tokenizer, or without pairs in ``split``.
@@ -68,7 +77,7 @@ def evaluate_forecasting(
             progress.advance(bar, len(b))
             if not use:
                 continue
-            made = predict(generator, b, predictors, steps)
+            made = predict(generator, b, predictors, steps, draws)
             target = made.pop("target")
             figures = {name: compare(volumes, target, generator, b) for name, volumes in made.items()}
             for i in use:
@@ -88,10 +97,11 @@ def evaluate_forecasting(
         "pairs": len(rows),
         "pairs_without_dates": undated,
         "train_pairs": len(train),
+        "draws": draws,
         **means(rows, COLUMNS),
         "methods": {
             method: {f: asdict(intervals.mean(column(rows, method, f), subjects)) for f in FIGURES}
-            for method in ("ours", "no_change", *predictors)
+            for method in ("ours", "one_draw", "no_change", *predictors)
         },
         "ours_minus": {
             method: {
@@ -117,24 +127,33 @@ def fit(train: Pairs) -> dict[str, Predictor]:
 
 
 def solve(
-    generator: Generator, b: Batch, rows: Sequence[int], cond_BV: Tensor, elapsed_years: Tensor, steps: int
+    generator: Generator,
+    b: Batch,
+    rows: Sequence[int],
+    cond_BV: Tensor,
+    elapsed_years: Tensor,
+    steps: int,
+    draw: int = 0,
 ) -> Tensor:
-    """Latents float32 [rows, N, C] forecast from baselines of ``b`` over ``elapsed_years``; the noise of a row depends on its seed alone."""
+    """Latents float32 [rows, N, C] forecast from baselines of ``b`` over ``elapsed_years``; the noise of a row depends on its seed and
+    ``draw`` alone."""
     space, device = generator.space, generator.device
     source = space.standardize(b.tensors["baseline"][rows].to(device))
     read = source
     if generator.history > 1:
         earlier, years = (b.tensors[k][rows].to(device) for k in ("earlier", "earlier_years"))
         read = with_history(source, space.standardize(earlier), years)
-    noise = randn_like_samples(b.seeds[rows], tuple(source.shape[1:])).to(device)
+    noise = randn_like_samples(b.seeds[rows] + draw, tuple(source.shape[1:])).to(device)
     gate_B = elapsed_gate(elapsed_years.nan_to_num(0).to(device), generator.gate_years)
     velocity = gated(generator.model, gate_B)
     start = start_from(source, noise, generator.start_noise, gate_B)
     return integrate(lambda x, t: velocity(x, t, cond_BV, read), start, steps, shift=generator.shift)
 
 
-def predict(generator: Generator, b: Batch, predictors: Mapping[str, Predictor], steps: int) -> dict[str, Tensor]:
-    """Decoded volumes float32 [B, X, Y, Z] on the CPU: ``target``, ``no_change``, ``ours`` and each predictor's."""
+def predict(
+    generator: Generator, b: Batch, predictors: Mapping[str, Predictor], steps: int, draws: int
+) -> dict[str, Tensor]:
+    """Decoded volumes float32 [B, X, Y, Z] on the CPU: ``target``, ``ours``, ``one_draw``, ``no_change`` and each predictor's."""
     space, device = generator.space, generator.device
     elapsed = b.tensors["elapsed_years"]
     source, target = (space.standardize(b.tensors[k].to(device)) for k in ("baseline", "target"))
@@ -144,13 +163,12 @@ def predict(generator: Generator, b: Batch, predictors: Mapping[str, Predictor],
     pairs = Pairs(
         source.cpu().numpy(), target.cpu().numpy(), elapsed.nan_to_num(0).double().numpy(), np.array(ages), modality
     )
-    latents = {
-        "target": target,
-        "no_change": source,
-        "ours": solve(generator, b, list(range(len(b))), cond_BV, elapsed, steps),
-    }
+    latents = {"target": target, "no_change": source}
     latents |= {name: torch.from_numpy(call(pairs)).to(device) for name, call in predictors.items()}
-    return {name: space.decode(z).cpu() for name, z in latents.items()}
+    made = {name: space.decode(z).cpu() for name, z in latents.items()}
+    everyone = list(range(len(b)))
+    drawn = [space.decode(solve(generator, b, everyone, cond_BV, elapsed, steps, d)).cpu() for d in range(draws)]
+    return {**made, "ours": torch.stack(drawn).mean(dim=0), "one_draw": drawn[0]}
 
 
 def compare(volumes: Tensor, target: Tensor, generator: Generator, b: Batch) -> dict[str, list[float]]:

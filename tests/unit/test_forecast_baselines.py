@@ -14,6 +14,8 @@ from sklearn.linear_model import LinearRegression
 
 from g3n.evaluate import forecasting
 from g3n.evaluate.baselines import Pairs, mean_change, regression
+from g3n.stream.index import load_index
+from g3n.stream.lanes import eval_batches
 from tests import toy
 
 NAMES = list(toy.TABLE)
@@ -150,5 +152,27 @@ def test_the_age_moves_along_with_the_years(latents: str, tmp_path: Path) -> Non
 def test_too_few_train_pairs_leave_the_learned_baselines_out(tmp_path: Path) -> None:
     latents = toy.write_latents(tmp_path / "l", {"train": people(2, 0), "val": people(3, 1)})
     found = forecasting.evaluate_forecasting(forecaster(0), latents, tmp_path / "out", steps=1)
-    assert set(found["methods"]) == {"ours", "no_change"}
+    assert set(found["methods"]) == {"ours", "one_draw", "no_change"}
     assert "fewer than 3" in next(iter(found["left_out"].values()))
+
+
+def test_ours_is_the_mean_of_draws_from_different_noises(latents: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = toy.generator(forecaster(0).model, start_noise=1.0)
+    index = load_index(latents)
+    batch = next(iter(eval_batches(index, None, "pair", "val", 4, 0, 1, 0)))
+    drawn = []
+    real = forecasting.solve
+
+    def solve(*words: Any) -> torch.Tensor:
+        drawn.append(real(*words))
+        return drawn[-1]
+
+    monkeypatch.setattr(forecasting, "solve", solve)
+    made = forecasting.predict(generator, batch, {}, steps=1, draws=3)
+    volumes = [generator.space.decode(z).cpu() for z in drawn]
+    assert len(volumes) == 3
+    assert not torch.equal(volumes[0], volumes[1])
+    assert torch.equal(made["one_draw"], volumes[0])
+    assert torch.allclose(made["ours"], sum(volumes) / 3)
+    again = forecasting.predict(generator, batch, {}, steps=1, draws=1)
+    assert torch.equal(again["ours"], volumes[0])
