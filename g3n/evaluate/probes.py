@@ -24,6 +24,7 @@ from g3n.stream.lanes import eval_batches
 CLASSES = ("modality", "sex", "diagnosis")
 NUMBERS = ("age_years",)
 ALPHAS = (0.1, 1.0, 10.0, 100.0, 1e3)
+_T1_ALIKE = {"T1c": "T1"}
 Probe = Callable[[np.ndarray], np.ndarray]  # pooled latents [P, C] -> a level or number each
 
 
@@ -99,7 +100,10 @@ def fit_probe(data: Pooled, name: str) -> Probe | None:
 
 
 def agreement(probe: Probe, data: Pooled, name: str) -> dict[str, Any]:
-    """Share right of a class, r and mean absolute error of a number, intervals over subjects; {} where none is known."""
+    """Share right of a class, r and mean absolute error of a number, intervals over subjects; {} where none is known.
+
+    Of modalities also the share right where T1 and T1c count as one.
+    """
     rows = known(data, name)
     if not rows:
         return {}
@@ -109,7 +113,11 @@ def agreement(probe: Probe, data: Pooled, name: str) -> dict[str, Any]:
             "r": asdict(intervals.bootstrap(correlation, y, found, subjects=subjects)),
             "mae": asdict(intervals.mean(np.abs(y - found), subjects)),
         }
-    return {"share_right": asdict(intervals.mean((y == found).astype(float), subjects))}
+    right = {"share_right": asdict(intervals.mean((y == found).astype(float), subjects))}
+    if name == "modality":  # without an enhancing lesion a T1c looks like a T1
+        alike = [_T1_ALIKE.get(a, a) == _T1_ALIKE.get(b, b) for a, b in zip(y.tolist(), found.tolist(), strict=True)]
+        right["share_right_t1_alike"] = asdict(intervals.mean(np.array(alike, float), subjects))
+    return right
 
 
 def probe_figures(train: Pooled, held_out: Pooled, generated: Pooled) -> tuple[dict[str, Any], dict[str, str]]:

@@ -153,6 +153,12 @@ def test_agreement_by_hand() -> None:
     asked = pooled(np.array([0.0, 0.0, 1.0, 1.0]), "sex", ["F", "M", "M", None])
     assert agreement(probe, asked, "sex")["share_right"]["value"] == pytest.approx(2 / 3)
     line = pooled(np.arange(20.0), "age_years", [30.0 + 2 * i for i in range(20)])
+    scans = pooled(np.array([0.0, 0.1, 1.0, 1.1]), "modality", ["T1", "T1", "T1c", "T1c"])
+    kinds = fit_probe(scans, "modality")
+    assert kinds is not None
+    mixed = agreement(kinds, pooled(np.array([0.0, 1.0]), "modality", ["T1c", "T1c"], "q"), "modality")
+    assert mixed["share_right"]["value"] == 0.5
+    assert mixed["share_right_t1_alike"]["value"] == 1.0
     ages = fit_probe(line, "age_years")
     assert ages is not None
     off = pooled(np.arange(20.0), "age_years", [33.0 + 2 * i for i in range(20)])
