@@ -15,7 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
-PENALTIES = (1e-2, 1e-1, 1.0, 10.0, 100.0, 1000.0)  # a training scan; features are standardized, so these serve any encoder
+PENALTIES = (
+    1e-2,
+    1e-1,
+    1.0,
+    10.0,
+    100.0,
+    1000.0,
+)  # a training scan; features are standardized, so these serve any encoder
 MAX_WIDTH = 2048  # wider features are first rotated to their principal axes
 MAX_STEPS = 300
 TOLERANCE = 1e-4  # of the largest coefficient of a model
@@ -86,14 +93,16 @@ class Folds:
         return (np.stack(parts) @ self._augmented).astype(np.float64)
 
     def moments(self, subset: Subset) -> Moments:
-        by_class = [np.sum([self._sums[f, c] for f in subset], axis=0, dtype=np.float64) for c in range(self._classes)]
+        by_class = [np.asarray(sum(self._sums[f, c].astype(np.float64) for f in subset)) for c in range(self._classes)]
         counts = np.array([s[-1, -1] for s in by_class], np.float64)
-        plain = np.sum(by_class, axis=0, dtype=np.float64)
+        plain = np.asarray(sum(by_class))
         n = counts.sum()
         mean = plain[:-1, -1] / n
         variance = np.diag(plain)[:-1] / n - mean**2
         scale = np.sqrt(np.where(variance > 1e-9, variance, np.inf)) if self._scaled else np.ones_like(mean)
-        weight = np.ones(1) if self._classes == 1 else np.where(counts > 0, n / (len(counts) * np.maximum(counts, 1)), 0)
+        weight = (
+            np.ones(1) if self._classes == 1 else np.where(counts > 0, n / (len(counts) * np.maximum(counts, 1)), 0)
+        )
         gram = plain if self._classes == 1 else np.tensordot(weight, np.asarray(by_class, np.float64), axes=1)
         edge, total = gram[:-1, -1], gram[-1, -1]
         middle = gram[:-1, :-1] - np.outer(mean, edge) - np.outer(edge, mean) + total * np.outer(mean, mean)
@@ -106,15 +115,13 @@ class Folds:
 
 def _factor(gram: np.ndarray, penalty: float, dtype: type) -> tuple[np.ndarray, bool]:
     """Cholesky factor of gram + penalty on all but the constant column."""
-    a = gram.astype(dtype)
+    a: np.ndarray = gram.astype(dtype)
     step = np.arange(len(a) - 1)
     a[step, step] += dtype(penalty)
-    return cho_factor(a, lower=True, overwrite_a=True, check_finite=False)  # type: ignore[no-any-return]
+    return cho_factor(a, lower=True, overwrite_a=True, check_finite=False)
 
 
-def ridge(
-    x_ND: np.ndarray, y_N: np.ndarray, models: Sequence[tuple[Subset, float]], folds: Folds
-) -> np.ndarray:
+def ridge(x_ND: np.ndarray, y_N: np.ndarray, models: Sequence[tuple[Subset, float]], folds: Folds) -> np.ndarray:
     """Predictions float64 [N, models, 1] of ridge regressions (training folds, alpha), exact up to rounding."""
     products = folds.products(y_N)
     slope = np.empty((x_ND.shape[1], len(models)))
@@ -159,7 +166,9 @@ def logistic(
     scale = np.stack([moments[s].scale for s in subsets], axis=1).astype(np.float32)
     penalty = np.array([alpha * moments[s].count for s, alpha in models], np.float32)
     bound = np.float32(0.25 if outputs == 1 else 0.5)
-    factors = [_factor(bound * moments[s].gram, float(p), np.float32) for (s, _), p in zip(models, penalty, strict=True)]
+    factors = [
+        _factor(bound * moments[s].gram, float(p), np.float32) for (s, _), p in zip(models, penalty, strict=True)
+    ]
 
     now = np.zeros((len(models), width + 1, outputs), np.float32)
     ahead, age = now.copy(), np.zeros(len(models), np.float32)
@@ -181,7 +190,9 @@ def logistic(
         residual = (residual - truth[:, None]) * weight[:, of_model[active], None]
         down = (x_ND.T @ residual.reshape(n, -1)).reshape(width, len(active), outputs).transpose(1, 0, 2)
         total = residual.sum(axis=0)
-        slope = (down - mean[:, of_model[active]].T[..., None] * total[:, None]) / scale[:, of_model[active]].T[..., None]
+        slope = (down - mean[:, of_model[active]].T[..., None] * total[:, None]) / scale[:, of_model[active]].T[
+            ..., None
+        ]
         slope += penalty[active, None, None] * ahead[active, :-1]
         gradient = np.concatenate([slope, total[:, None]], axis=1)
         step = np.stack([cho_solve(factors[m], g, check_finite=False) for m, g in zip(active, gradient, strict=True)])

@@ -121,7 +121,9 @@ def read_folds(path: Path, keys: Sequence[str], group_N: np.ndarray) -> Folds:
         repeats = sum(name.startswith("fold_") for name in table.columns)
         missing = len(set(keys) - set(table.index))
         if missing or not table.index.is_unique or not repeats:
-            raise G3nError(f"folds '{path}' lack {missing} of the {len(keys)} scans; leave out --splits to draw new ones")
+            raise G3nError(
+                f"folds '{path}' lack {missing} of the {len(keys)} scans; leave out --splits to draw new ones"
+            )
         rows = table.loc[list(keys)]
         fold = np.stack([rows[f"fold_{r}"].to_numpy(np.int64) for r in range(repeats)])
         judged = np.stack([rows[f"tested_{r}"].to_numpy(np.int64) == 1 for r in range(repeats)])

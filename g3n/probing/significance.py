@@ -34,9 +34,9 @@ def chance_z(score_NC: np.ndarray, y_N: np.ndarray, classes: int) -> float:
     if n < 2:
         return 0.0
     if classes == 1:
-        value_NC, code = score_NC[:, :1] * (y_N - y_N.mean()), None
-        spread = ((score_NC[:, 0] - score_NC[:, 0].mean()) ** 2).sum() * ((y_N - y_N.mean()) ** 2).sum() / (n - 1)
-        return float(value_NC.sum() / np.sqrt(spread)) if spread > 0 else 0.0
+        score, y = score_NC[:, 0] - score_NC[:, 0].mean(), y_N - y_N.mean()
+        spread = (score**2).sum() * (y**2).sum() / (n - 1)
+        return float((score @ y) / np.sqrt(spread)) if spread > 0 else 0.0
     code = y_N.astype(np.int64)
     counts = np.bincount(code, minlength=classes)
     gain = np.zeros((n, classes))  # what a scan adds to the statistic when it bears a label

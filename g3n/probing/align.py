@@ -1,0 +1,98 @@
+"""Which scans all encoders share, and what is known of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from g3n.config import G3nError, did_you_mean
+from g3n.features import Features
+from g3n.probing.folds import GROUP_COLUMNS, components
+from g3n.probing.tasks import Task
+
+AGE_SEX = "age + sex"
+COLUMNS = ("age_years", "sex")  # of this baseline
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """One kind of features of one file, [N, d], for the rows of the common table."""
+
+    name: str
+    kind: str
+    array: np.ndarray
+
+
+@dataclass(frozen=True)
+class Scans:
+    """What all encoders share: ``table`` a row a scan, ``group_N`` whom each is grouped with, and notes on what was left out."""
+
+    table: pd.DataFrame
+    group_N: np.ndarray
+    encoders: tuple[Encoder, ...]
+    notes: tuple[str, ...]
+
+
+def align(sources: Mapping[str, Features], kinds: Sequence[str]) -> Scans:
+    """Scans that all files have. Raises G3nError for none, a kind that is not there, or files that tell different things of a scan."""
+    first_name, first = next(iter(sources.items()))
+    keys = first.table["key"].astype(str)
+    common = set(keys).intersection(*(set(f.table["key"].astype(str)) for f in sources.values()))
+    if not common:
+        raise G3nError(
+            f"features of {' and '.join(sources)} have no scan in common; are they of the same cohort and recipe?"
+        )
+    rows = np.flatnonzero(keys.isin(common))
+    table = first.table.iloc[rows].reset_index(drop=True).assign(key=keys.iloc[rows].to_numpy())
+    encoders, notes = [], []
+    for name, features in sources.items():
+        place = pd.Series(np.arange(len(features)), index=features.table["key"].astype(str))
+        own = place.loc[table["key"]].to_numpy()
+        _compare(table, features.table.iloc[own].reset_index(drop=True), first_name, name)
+        if len(features) > len(common):
+            notes.append(f"{len(features) - len(common)} scans of {name} are not in all files and left out")
+        of_file = list(features.arrays)
+        used = [kind for kind in kinds if kind in of_file] or (of_file if len(of_file) == 1 else [])
+        if not used:
+            raise G3nError(f"'{kinds[0]}' is no kind of features of {name}{did_you_mean(kinds[0], of_file)}")
+        encoders += [Encoder(name, kind, features.array(kind)[own]) for kind in used]
+    asked = [kind for kind in kinds if not any(kind in f.arrays for f in sources.values())]
+    if asked and len(kinds) > 1:
+        known = sorted({kind for f in sources.values() for kind in f.arrays})
+        raise G3nError(f"'{asked[0]}' is no kind of features of any file{did_you_mean(asked[0], known)}")
+    if "subject" not in table:
+        notes.append("no column 'subject': each scan counts as a person of its own")
+        table = table.assign(subject=table["key"])
+    group = components(table, [c for c in GROUP_COLUMNS if c in table])
+    return Scans(table, group, tuple(encoders), tuple(notes))
+
+
+def _compare(one: pd.DataFrame, other: pd.DataFrame, one_name: str, other_name: str) -> None:
+    for column in set(one) & set(other) - {"key"}:
+        a, b = one[column], other[column]
+        differ = int((~((a == b) | (a.isna() & b.isna()))).sum())
+        if differ:
+            raise G3nError(
+                f"{one_name} and {other_name} differ in '{column}' of {differ} of {len(one)} scans; they are of different recipes"
+            )
+
+
+def baseline(scans: Scans, task: Task) -> np.ndarray | None:
+    """Age and sex float32 [N, 1 or 2], the mean where unknown; None where one of them is the target or none is there."""
+    known = [c for c in COLUMNS if c in scans.table]
+    if task.target in COLUMNS or not known:
+        return None
+    columns = []
+    for name in known:
+        column = scans.table[name]
+        values = (
+            pd.to_numeric(column, errors="coerce").to_numpy(np.float64)
+            if name == "age_years"
+            else np.asarray(column.map({"F": 0.0, "M": 1.0}), np.float64)
+        )
+        if np.isfinite(values).any():
+            columns.append(np.where(np.isfinite(values), values, np.nanmean(values)))
+    return np.stack(columns, axis=1).astype(np.float32) if columns else None

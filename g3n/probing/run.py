@@ -1,0 +1,263 @@
+"""``g3n probe``: every task on every encoder, on the same folds, beside baselines, with intervals and corrected tests."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xxhash
+
+from g3n.config import G3nError, to_plain, write_yaml
+from g3n.evaluate.intervals import Interval
+from g3n.evaluate.report import claim, write_csv, write_json
+from g3n.meters import progress_bar
+from g3n.probing import significance
+from g3n.probing.align import AGE_SEX, Encoder, Scans, baseline
+from g3n.probing.folds import components, plan_folds, read_folds, write_folds
+from g3n.probing.judge import Judged, constant, figures, forward_z, judge, main_metric
+from g3n.probing.picture import write_picture
+from g3n.probing.tasks import CannotRun, Selection, Task, left_out_column, select
+from g3n.tracking import Tracker, TrackingConfig, environment
+
+
+@dataclass(frozen=True)
+class Options:
+    folds: int = 5
+    repeats: int = 5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.folds < 3 or self.repeats < 1:
+            raise G3nError(f"{self.folds} folds, {self.repeats} repeats; probes take at least 3 folds and 1 repeat")
+
+
+def run_task(
+    name: str, task: Task, modality: str | None, scans: Scans, options: Options, splits: Path, given: Path | None
+) -> dict[str, Any]:
+    """Rows and comparisons of a task, or ``why`` it cannot run. Folds go to ``splits`` or come from ``given``."""
+    label = {"task": name, "modality": modality or "all"}
+    try:
+        selection = select(task, scans.table, modality, scans.group_N, options.folds)
+    except CannotRun as why:
+        return {**label, "why": str(why)}
+    group = scans.group_N[selection.rows]
+    table = scans.table.iloc[selection.rows]
+    subject = np.asarray(pd.factorize(table["subject"])[0])
+    stratum = selection.y_N
+    if selection.classes == 1:
+        stratum = np.argsort(np.argsort(selection.y_N, kind="stable")) * 10 // len(selection.y_N)
+    file = f"{name}-{label['modality']}.csv"
+    if given is not None and (given / file).is_file():
+        folds = read_folds(given / file, list(table["key"]), group)
+    else:
+        folds = plan_folds(group, subject, stratum, options.folds, options.repeats, options.seed)
+    write_folds(splits / file, list(table["key"]), folds)
+    encoders = list(scans.encoders)
+    age_sex = baseline(scans, task)
+    if age_sex is not None:
+        encoders.append(Encoder(AGE_SEX, "", age_sex))
+    result: dict[str, Any] = {**label, "target": task.target, "metric": task.shown, "left_out": {}}
+    result |= {"n_scans": len(group), "n_subjects": len(np.unique(subject)), "n_groups": len(np.unique(group))}
+    result["classes"] = {
+        c: len(np.unique(subject[selection.y_N == code])) for code, c in enumerate(selection.names)
+    }  # subjects
+    facts = {**label, "n_scans": result["n_scans"], "n_subjects": result["n_subjects"]}
+    facts["classes"] = " ".join(f"{c}:{n}" for c, n in result["classes"].items())
+    judged = [*(judge(encoder, selection, folds) for encoder in encoders), constant(selection, folds)]
+    ours = range(len(scans.encoders))
+    pairs = [*itertools.combinations(ours, 2), *((i, len(encoders) - 1) for i in ours if age_sex is not None)]
+    found, spread = figures(judged, pairs, selection, folds, group)
+    tested = "auroc" if selection.classes > 1 else "r"
+    result["rows"] = []
+    for i, one in enumerate(judged):
+        z = None if i == len(judged) - 1 else forward_z(selection, folds, group, one, None)
+        result["rows"] += _rows(facts, "folds", one, i, found, spread, {tested: z})
+    result["comparisons"] = []
+    for i, j in pairs:
+        z = forward_z(selection, folds, group, judged[i], judged[j])
+        interval = found[f"difference|{i}|{j}"]
+        names = {
+            "encoder": judged[i].name,
+            "kind": judged[i].kind,
+            "other": judged[j].name,
+            "other_kind": judged[j].kind,
+        }
+        ends = {"difference": interval.value, "low": interval.low, "high": interval.high, "z": z}
+        metric = main_metric(selection.classes)
+        result["comparisons"].append({**label, **names, "metric": metric, **ends})
+    if task.leave_out is not None:
+        try:
+            site = left_out_column(
+                task, table.reset_index(drop=True), Selection(np.arange(len(group)), selection.y_N, selection.names)
+            )
+        except CannotRun as why:
+            result["left_out"][f"leave-{task.leave_out}-out"] = str(why)
+        else:
+            whole = components(pd.DataFrame({"group": group, "site": site}), ["group", "site"])
+            count = min(options.folds, len(np.unique(whole)))
+            if count < 3:
+                result["left_out"][f"leave-{task.leave_out}-out"] = f"people link all {task.leave_out}s but {count}"
+            else:
+                result["rows"] += _leave_out(
+                    task, encoders, selection, group, subject, stratum, count, options, whole, facts,
+                    splits / f"{name}-{label['modality']}-{task.leave_out}.csv", list(table["key"]),
+                )  # fmt: skip
+    return result
+
+
+def _leave_out(
+    task: Task, encoders: Sequence[Encoder], selection: Selection, group: np.ndarray, subject: np.ndarray,
+    stratum: np.ndarray, count: int, options: Options, whole: np.ndarray, facts: Mapping[str, Any], file: Path,
+    keys: Sequence[str],
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Rows of the same task with whole sites in folds. No p: people of a site are not exchangeable with those of another."""
+    folds = plan_folds(group, subject, stratum, count, options.repeats, options.seed, whole)
+    write_folds(file, keys, folds)
+    judged = [*(judge(encoder, selection, folds) for encoder in encoders), constant(selection, folds)]
+    found, spread = figures(judged, [], selection, folds, group)
+    rows = [_rows(facts, f"leave-{task.leave_out}-out", one, i, found, spread, {}) for i, one in enumerate(judged)]
+    return [row for of_one in rows for row in of_one]
+
+
+def _rows(
+    facts: Mapping[str, Any],
+    scheme: str,
+    one: Judged,
+    i: int,
+    found: Mapping[str, Interval],
+    spread: Mapping[str, float],
+    z: Mapping[str, float | None],
+) -> list[dict[str, Any]]:
+    rows = []
+    for name, interval in found.items():
+        metric, _, which = name.partition("|")
+        if which == str(i):
+            numbers = {"value": interval.value, "sd": spread[name], "low": interval.low, "high": interval.high}
+            rows.append({
+                "task": facts["task"], "modality": facts["modality"], "encoder": one.name, "kind": one.kind, "scheme": scheme,
+                "metric": metric, **numbers, "n_scans": facts["n_scans"], "n_subjects": facts["n_subjects"],
+                "classes": facts["classes"], "z": z.get(metric),
+            })  # fmt: skip
+    return rows
+
+
+def fingerprint(scans: Scans) -> str:
+    """Hex of everything that is probed."""
+    hashed = xxhash.xxh3_64()
+    hashed.update(scans.table.to_csv(index=False).encode())
+    for encoder in scans.encoders:
+        hashed.update(f"{encoder.name} {encoder.kind} {encoder.array.shape}".encode())
+        hashed.update(np.ascontiguousarray(encoder.array).view(np.uint8).data)
+    return hashed.hexdigest()
+
+
+def write_probes(
+    scans: Scans,
+    tasks: Mapping[str, Task],
+    output: Path,
+    options: Options,
+    splits: Path | None = None,
+    about: Mapping[str, Any] | None = None,
+    mlflow: bool = True,
+    strict: bool = False,
+) -> dict[str, Any]:
+    """Run the tasks and write metrics.json, results.csv, comparisons.csv, splits/, probe.png; what metrics.json holds.
+
+    A call that was stopped goes on with the task it was at. With ``strict`` a task that cannot run is an error. Raises G3nError
+    where none can, and for a folder with other results.
+    """
+    cells = [(name, task, modality) for name, task in tasks.items() for modality in (task.modalities or (None,))]
+    about = {**(about or {}), **asdict(options), "fingerprint": fingerprint(scans)}
+    claim(output, {**about, "splits": str(splits) if splits else None, "tasks": to_plain(dict(tasks))})
+    results: list[dict[str, Any]] = []
+    with progress_bar() as progress:
+        bar = progress.add_task("probe", total=len(cells))
+        for name, task, modality in cells:
+            done = output / "tasks" / f"{name}-{modality or 'all'}.json"
+            if not done.is_file():
+                result = run_task(name, task, modality, scans, options, output / "splits", splits)
+                if strict and "why" in result:
+                    raise G3nError(f"task '{name}' cannot run: {result['why']}")
+                write_json(done, result)
+            results.append(json.loads(done.read_text()))
+            progress.advance(bar)
+    ran = [result for result in results if "why" not in result]
+    if not ran:
+        reasons = "; ".join(f"{r['task']}: {r['why']}" for r in results[:3])
+        raise G3nError(f"none of {len(results)} tasks can run ({reasons})")
+    rows = [row for result in ran for row in result["rows"]]
+    comparisons = [row for result in ran for row in result["comparisons"]]
+    correct(rows, ("encoder", "kind"), significance.p_better)
+    correct(comparisons, ("encoder", "kind", "other", "other_kind"), significance.p_different)
+    metrics = {
+        "about": {**about, "notes": list(scans.notes)},
+        "tasks": {f"{r['task']} {r['modality']}": _summary(r, rows) for r in ran},
+        "did_not_run": {f"{r['task']} {r['modality']}": r["why"] for r in results if "why" in r},
+    }
+    write_csv(output / "results.csv", rows)
+    write_csv(output / "comparisons.csv", comparisons)
+    write_json(output / "metrics.json", metrics)
+    write_picture(output / "probe.png", ran, rows)
+    if mlflow:
+        _track(output, scans, rows, tasks, about)
+    return metrics
+
+
+def correct(rows: Sequence[dict[str, Any]], family: Sequence[str], p_of: Callable[[float], float]) -> None:
+    """Add p of each row's z, and corrections over the tasks of each ``family``, such as an encoder and a kind of features."""
+    by: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        row["p"] = None if row["z"] is None else p_of(row["z"])
+        by.setdefault(tuple(row[name] for name in family), []).append(row)
+    for of_family in by.values():
+        significance.corrected(of_family)
+
+
+def _summary(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of one task: counts, and each predictor's figures by scheme."""
+    found: dict[str, Any] = {
+        k: result[k] for k in ("target", "n_scans", "n_subjects", "n_groups", "classes", "left_out")
+    }
+    for row in rows:
+        if (row["task"], row["modality"]) == (result["task"], result["modality"]):
+            name = f"{row['encoder']} {row['kind']}".strip()
+            cell = found.setdefault(row["scheme"], {}).setdefault(name, {})
+            ends = {end: row[end] for end in ("value", "low", "high")}
+            cell[row["metric"]] = {**ends, "n": result["n_scans"], "subjects": result["n_subjects"], "sd": row["sd"]}
+            if row["p"] is not None:
+                cell["p"], cell["p_holm"], cell["q_bh"] = row["p"], row["p_holm"], row["q_bh"]
+    return found
+
+
+def _track(
+    output: Path, scans: Scans, rows: Sequence[Mapping[str, Any]], tasks: Mapping[str, Task], about: Mapping[str, Any]
+) -> None:
+    """A run of MLflow for each encoder and kind; best effort, as everywhere."""
+    config = TrackingConfig(uri=os.environ.get("MLFLOW_TRACKING_URI"), experiment="g3n-probe")
+    for encoder in scans.encoders:
+        run = output / "runs" / f"{encoder.name}-{encoder.kind}"
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "config.yaml").write_text(write_yaml({"tasks": dict(tasks)}))
+        write_json(run / "env.json", environment())
+        known = run / "mlflow.json"
+        run_id = json.loads(known.read_text())["run_id"] if known.is_file() else None
+        values = {
+            f"{row['task']}/{row['modality']}/{row['scheme']}/{row['metric']}": row["value"]
+            for row in rows
+            if (row["encoder"], row["kind"]) == (encoder.name, encoder.kind) and row["value"] is not None
+        }
+        params = {"encoder": encoder.name, "kind": encoder.kind, "width": encoder.array.shape[1], **about}
+        tracker = Tracker(run, config, params, 0, run_id)
+        tracker.metrics(0, {name: float(value) for name, value in values.items()})
+        for file in ("results.csv", "comparisons.csv", "metrics.json", "probe.png"):
+            tracker.artifact(output / file)
+        tracker.close(finished=True)
+        if tracker.run_id:
+            write_json(known, {"run_id": tracker.run_id})
