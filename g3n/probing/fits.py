@@ -85,7 +85,7 @@ class Folds:
         self._sums: dict[tuple[int, int], np.ndarray] = {}
         for f, c in itertools.product(range(fold_N.max() + 1), range(classes)):
             rows = self._augmented[(fold_N == f) & (code_N == c)]
-            self._sums[f, c] = rows.T @ rows
+            self._sums[f, c] = (rows.T @ rows).astype(np.float64)
 
     def products(self, y_N: np.ndarray) -> np.ndarray:
         """float64 [folds, D + 1]: sums of y times each column and times one."""
@@ -93,24 +93,25 @@ class Folds:
         return (np.stack(parts) @ self._augmented).astype(np.float64)
 
     def moments(self, subset: Subset) -> Moments:
-        by_class = [np.asarray(sum(self._sums[f, c].astype(np.float64) for f in subset)) for c in range(self._classes)]
-        counts = np.array([s[-1, -1] for s in by_class], np.float64)
-        plain = np.asarray(sum(by_class))
+        """Of the union of folds."""
+        by_class = [np.asarray(sum(self._sums[f, c] for f in subset)) for c in range(self._classes)]
+        counts = np.array([s[-1, -1] for s in by_class])
         n = counts.sum()
-        mean = plain[:-1, -1] / n
-        variance = np.diag(plain)[:-1] / n - mean**2
+        mean = np.sum([s[:-1, -1] for s in by_class], axis=0) / n
+        variance = np.sum([np.diag(s)[:-1] for s in by_class], axis=0) / n - mean**2
         scale = np.sqrt(np.where(variance > 1e-9, variance, np.inf)) if self._scaled else np.ones_like(mean)
-        weight = (
-            np.ones(1) if self._classes == 1 else np.where(counts > 0, n / (len(counts) * np.maximum(counts, 1)), 0)
-        )
-        gram = plain if self._classes == 1 else np.tensordot(weight, np.asarray(by_class, np.float64), axes=1)
-        edge, total = gram[:-1, -1], gram[-1, -1]
-        middle = gram[:-1, :-1] - np.outer(mean, edge) - np.outer(edge, mean) + total * np.outer(mean, mean)
-        out = np.empty_like(gram)
-        out[:-1, :-1] = middle / np.outer(scale, scale)
-        out[:-1, -1] = out[-1, :-1] = (edge - total * mean) / scale
-        out[-1, -1] = total
-        return Moments(int(n), mean, scale, out, weight)
+        weight = np.ones(1) if self._classes == 1 else np.where(counts > 0, n / (len(counts) * np.maximum(counts, 1)), 0)
+        gram = by_class[0] * weight[0]
+        for c in range(1, self._classes):
+            gram += weight[c] * by_class[c]
+        edge, total = gram[:-1, -1].copy(), gram[-1, -1]
+        gram[:-1, -1] = gram[-1, :-1] = (edge - total * mean) / scale
+        middle = gram[:-1, :-1]
+        middle -= np.outer(mean, edge - total * mean)
+        middle -= np.outer(edge, mean)
+        middle /= scale[:, None]
+        middle /= scale
+        return Moments(int(n), mean, scale, gram, weight)
 
 
 def _factor(gram: np.ndarray, penalty: float, dtype: type) -> tuple[np.ndarray, bool]:

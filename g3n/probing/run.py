@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -53,7 +54,7 @@ def run_task(
     stratum = selection.y_N
     if selection.classes == 1:
         stratum = np.argsort(np.argsort(selection.y_N, kind="stable")) * 10 // len(selection.y_N)
-    file = f"{name}-{label['modality']}.csv"
+    file = f"{cell_name(name, modality)}.csv"
     if given is not None and (given / file).is_file():
         folds = read_folds(given / file, list(table["key"]), group)
     else:
@@ -107,9 +108,19 @@ def run_task(
             else:
                 result["rows"] += _leave_out(
                     task, encoders, selection, group, subject, stratum, count, options, whole, facts,
-                    splits / f"{name}-{label['modality']}-{task.leave_out}.csv", list(table["key"]),
+                    splits / f"{cell_name(name, modality)}-{task.leave_out}.csv", list(table["key"]),
                 )  # fmt: skip
     return result
+
+
+def plain(name: str) -> str:
+    """``name`` as part of a path or of MLflow's names; one with other signs also gets a hash, so that no two are alike."""
+    kept = re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip(".")[:80]
+    return kept if kept == name else f"{kept}-{xxhash.xxh3_64_hexdigest(name)[:8]}"
+
+
+def cell_name(task: str, modality: str | None) -> str:
+    return f"{plain(task)}-{plain(modality or 'all')}"
 
 
 def _leave_out(
@@ -180,7 +191,7 @@ def write_probes(
     with progress_bar() as progress:
         bar = progress.add_task("probe", total=len(cells))
         for name, task, modality in cells:
-            done = output / "tasks" / f"{name}-{modality or 'all'}.json"
+            done = output / "tasks" / f"{cell_name(name, modality)}.json"
             if not done.is_file():
                 result = run_task(name, task, modality, scans, options, output / "splits", splits)
                 if strict and "why" in result:
@@ -242,14 +253,14 @@ def _track(
     """A run of MLflow for each encoder and kind; best effort, as everywhere."""
     config = TrackingConfig(uri=os.environ.get("MLFLOW_TRACKING_URI"), experiment="g3n-probe")
     for encoder in scans.encoders:
-        run = output / "runs" / f"{encoder.name}-{encoder.kind}"
+        run = output / "runs" / f"{plain(encoder.name)}-{plain(encoder.kind)}"
         run.mkdir(parents=True, exist_ok=True)
         (run / "config.yaml").write_text(write_yaml({"tasks": dict(tasks)}))
         write_json(run / "env.json", environment())
         known = run / "mlflow.json"
         run_id = json.loads(known.read_text())["run_id"] if known.is_file() else None
         values = {
-            f"{row['task']}/{row['modality']}/{row['scheme']}/{row['metric']}": row["value"]
+            f"{cell_name(row['task'], row['modality'])}/{row['scheme']}/{row['metric']}": row["value"]
             for row in rows
             if (row["encoder"], row["kind"]) == (encoder.name, encoder.kind) and row["value"] is not None
         }

@@ -30,6 +30,7 @@ class Task:
     where: dict[str, Values] = field(default_factory=dict)
     metric: Literal["auroc", "balanced_accuracy", "auprc", "mae", "r", "r2"] | None = None  # of the figure
     leave_out: Literal["site", "cohort"] | None = None  # also test on sites that no training scan comes from
+    shuffled: bool = False  # labels dealt anew among people: a null, which no probe may find
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -130,8 +131,16 @@ def select(task: Task, table: pd.DataFrame, modality: str | None, group_N: np.nd
         use &= np.isfinite(y)
     rows = np.flatnonzero(use)
     _refuse_leaks(task, table, rows, y[rows])
+    if task.shuffled:
+        y[rows] = _shuffled(y[rows], group_N[rows])
     _refuse_few(task, y[rows], group_N[rows], folds)
     return Selection(rows, y[rows], tuple(task.levels))
+
+
+def _shuffled(y: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Every group bears the label that another one's first scan has."""
+    _, first, of_row = np.unique(group, return_index=True, return_inverse=True)
+    return np.asarray(np.random.default_rng(0).permutation(y[first])[of_row])
 
 
 def _column(table: pd.DataFrame, name: str) -> pd.Series:
