@@ -465,7 +465,9 @@ def probe(
         ),
     ],
     output: Output,
-    kind: Annotated[list[str], typer.Option(help="mean, cls, latent: kinds of features; repeatable.")] = ["mean"],  # noqa: B006
+    kind: Annotated[
+        list[str] | None, typer.Option(help="mean, cls, latent: kinds of features; repeatable. Default: mean.")
+    ] = None,
     tasks: Annotated[
         Path | None, typer.Option(help="Table of tasks; default configs/probes.yaml, or the targets' columns.")
     ] = None,
@@ -493,7 +495,7 @@ def probe(
     """
     from g3n.probing.command import probe as run_probe
 
-    run_probe(features, output, kind, tasks, task or [], targets, id_, folds, repeats, splits, seed, mlflow)
+    run_probe(features, output, kind or ["mean"], tasks, task or [], targets, id_, folds, repeats, splits, seed, mlflow)
     typer.echo(f"results in {output / 'results.csv'}, picture {output / 'probe.png'}")
 
 

@@ -66,7 +66,11 @@ def bootstrap(
 
 
 def resampled(
-    statistics: Callable[[np.ndarray], Mapping[str, np.ndarray]], subjects: int, n: int, draws: int = DRAWS, seed: int = 0
+    statistics: Callable[[np.ndarray], Mapping[str, np.ndarray]],
+    subjects: int,
+    n: int,
+    draws: int = DRAWS,
+    seed: int = 0,
 ) -> dict[str, Interval]:
     """``bootstrap`` of many figures at once, from how often each subject is drawn: same draws, same intervals.
 

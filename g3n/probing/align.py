@@ -10,6 +10,7 @@ import pandas as pd
 
 from g3n.config import G3nError, did_you_mean
 from g3n.features import Features
+from g3n.probing.fits import MAX_WIDTH
 from g3n.probing.folds import GROUP_COLUMNS, components
 from g3n.probing.tasks import Task
 
@@ -59,6 +60,8 @@ def align(sources: Mapping[str, Features], kinds: Sequence[str]) -> Scans:
         if not used:
             raise G3nError(f"'{kinds[0]}' is no kind of features of {name}{did_you_mean(kinds[0], of_file)}")
         encoders += [Encoder(name, kind, features.array(kind)[own]) for kind in used]
+        wide = [kind for kind in used if features.array(kind).shape[1] > MAX_WIDTH]
+        notes += [f"{name} {kind}: {MAX_WIDTH} principal axes of its columns are probed" for kind in wide]
     asked = [kind for kind in kinds if not any(kind in f.arrays for f in sources.values())]
     if asked and len(kinds) > 1:
         known = sorted({kind for f in sources.values() for kind in f.arrays})

@@ -99,8 +99,8 @@ def print_results(metrics: Mapping[str, Any]) -> None:
             if scheme != "folds" and not scheme.startswith("leave-"):
                 continue
             for who, found in predictors.items():
-                shown = [m for m in ("auroc", "balanced_accuracy", "mae", "r") if m in found]
-                figures = "  ".join(f"{m} {_figure(found[m])}" for m in shown)
+                shown = [m for m in ("auroc", "mae", "r") if m in found and found[m]["value"] is not None]
+                figures = "\n".join(f"{m} {_figure(found[m])}" for m in shown)
                 tests = [_p(found.get(test)) for test in ("p", "p_holm", "q_bh")]
                 table.add_row(
                     f"{name}{'' if scheme == 'folds' else ', ' + scheme}", people, classes, who, figures, *tests
@@ -112,8 +112,8 @@ def print_results(metrics: Mapping[str, Any]) -> None:
 
 
 def _figure(found: Mapping[str, Any]) -> str:
-    value, low, high = (float("nan") if found[end] is None else found[end] for end in ("value", "low", "high"))
-    return f"{value:.3g} ({low:.3g}-{high:.3g})"
+    ends = [found[end] for end in ("low", "high") if found[end] is not None]
+    return f"{found['value']:.3g}" + (f" [{ends[0]:.3g}, {ends[1]:.3g}]" if len(ends) == 2 else "")
 
 
 def _p(value: float | None) -> str:

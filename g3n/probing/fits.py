@@ -46,7 +46,7 @@ def prepare(features_ND: np.ndarray) -> tuple[np.ndarray, bool]:
     """float32 [N, D'] of the same distances, and whether columns are to be scaled to unit variance in each training set.
 
     Labels are not looked at. Up to ``MAX_WIDTH`` columns are standardized over all rows, which changes no probe and keeps float32
-    exact enough; more are rotated to at most as many principal axes, whose scale is then left as it is.
+    exact enough; more are then rotated to at most as many principal axes, whose scale is left as it is.
     """
     x = np.asarray(features_ND, np.float32)
     x = x - x.mean(axis=0)
@@ -55,11 +55,13 @@ def prepare(features_ND: np.ndarray) -> tuple[np.ndarray, bool]:
     n, width = x.shape
     if width <= MAX_WIDTH:
         return x, True
-    values, vectors = np.linalg.eigh(x @ x.T if n < width else x.T @ x)
-    keep = np.argsort(values)[::-1][: min(MAX_WIDTH, n)]
-    if n >= width:
-        return np.ascontiguousarray(x @ vectors[:, keep]), False
-    return np.ascontiguousarray(vectors[:, keep] * np.sqrt(np.maximum(values[keep], 0))), False
+    if n <= MAX_WIDTH:  # all axes there are
+        values, vectors = np.linalg.eigh(x @ x.T)
+        return np.ascontiguousarray(vectors[:, ::-1] * np.sqrt(np.maximum(values[::-1], 0))), False
+    from sklearn.utils.extmath import randomized_svd
+
+    left, singular, _ = randomized_svd(x, MAX_WIDTH, random_state=0)
+    return np.ascontiguousarray(left * singular, np.float32), False
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,9 @@ class Folds:
         mean = np.sum([s[:-1, -1] for s in by_class], axis=0) / n
         variance = np.sum([np.diag(s)[:-1] for s in by_class], axis=0) / n - mean**2
         scale = np.sqrt(np.where(variance > 1e-9, variance, np.inf)) if self._scaled else np.ones_like(mean)
-        weight = np.ones(1) if self._classes == 1 else np.where(counts > 0, n / (len(counts) * np.maximum(counts, 1)), 0)
+        weight = (
+            np.ones(1) if self._classes == 1 else np.where(counts > 0, n / (len(counts) * np.maximum(counts, 1)), 0)
+        )
         gram = by_class[0] * weight[0]
         for c in range(1, self._classes):
             gram += weight[c] * by_class[c]
