@@ -87,9 +87,7 @@ def main() -> None:
     tasks = read_tasks(ROOT / "configs/probes.yaml", args.task)
     with tempfile.TemporaryDirectory() as folder:
         begin = time.perf_counter()
-        metrics = write_probes(
-            align({"made": features}, ["mean"]), tasks, Path(folder) / "out", Options(), mlflow=False
-        )
+        metrics = write_probes(align({"made": features}), tasks, Path(folder) / "out", Options(), mlflow=False)
         seconds = time.perf_counter() - begin
     row = {
         "scans": len(features), "width": args.width, "tasks": len(tasks), "ran": len(metrics["tasks"]),

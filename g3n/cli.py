@@ -466,7 +466,8 @@ def probe(
     ],
     output: Output,
     kind: Annotated[
-        list[str] | None, typer.Option(help="mean, cls, latent: kinds of features; repeatable. Default: mean.")
+        list[str] | None,
+        typer.Option(help="mean, cls, latent: kinds of features; repeatable. Default: mean, or a file's only one."),
     ] = None,
     tasks: Annotated[
         Path | None, typer.Option(help="Table of tasks; default configs/probes.yaml, or the targets' columns.")
@@ -495,7 +496,7 @@ def probe(
     """
     from g3n.probing.command import probe as run_probe
 
-    run_probe(features, output, kind or ["mean"], tasks, task or [], targets, id_, folds, repeats, splits, seed, mlflow)
+    run_probe(features, output, kind or [], tasks, task or [], targets, id_, folds, repeats, splits, seed, mlflow)
     typer.echo(f"results in {output / 'results.csv'}, picture {output / 'probe.png'}")
 
 

@@ -37,8 +37,15 @@ class Scans:
     notes: tuple[str, ...]
 
 
-def align(sources: Mapping[str, Features], kinds: Sequence[str]) -> Scans:
-    """Scans that all files have. Raises G3nError for none, a kind that is not there, or files that tell different things of a scan."""
+def align(sources: Mapping[str, Features], kinds: Sequence[str] = ()) -> Scans:
+    """Scans that all files have; of ``kinds`` those that a file has, without any the mean or a file's only kind.
+
+    Raises G3nError for no scan, a kind that no file has, and files that tell different things of a scan.
+    """
+    known = sorted({kind for features in sources.values() for kind in features.arrays})
+    for kind in kinds:
+        if kind not in known:
+            raise G3nError(f"'{kind}' is no kind of features of {' or '.join(sources)}{did_you_mean(kind, known)}")
     first_name, first = next(iter(sources.items()))
     keys = first.table["key"].astype(str)
     common = set(keys).intersection(*(set(f.table["key"].astype(str)) for f in sources.values()))
@@ -55,22 +62,25 @@ def align(sources: Mapping[str, Features], kinds: Sequence[str]) -> Scans:
         _compare(table, features.table.iloc[own].reset_index(drop=True), first_name, name)
         if len(features) > len(common):
             notes.append(f"{len(features) - len(common)} scans of {name} are not in all files and left out")
-        of_file = list(features.arrays)
-        used = [kind for kind in kinds if kind in of_file] or (of_file if len(of_file) == 1 else [])
-        if not used:
-            raise G3nError(f"'{kinds[0]}' is no kind of features of {name}{did_you_mean(kinds[0], of_file)}")
+        used = _kinds(name, list(features.arrays), kinds)
         encoders += [Encoder(name, kind, features.array(kind)[own]) for kind in used]
         wide = [kind for kind in used if features.array(kind).shape[1] > MAX_WIDTH]
         notes += [f"{name} {kind}: {MAX_WIDTH} principal axes of its columns are probed" for kind in wide]
-    asked = [kind for kind in kinds if not any(kind in f.arrays for f in sources.values())]
-    if asked and len(kinds) > 1:
-        known = sorted({kind for f in sources.values() for kind in f.arrays})
-        raise G3nError(f"'{asked[0]}' is no kind of features of any file{did_you_mean(asked[0], known)}")
     if "subject" not in table:
         notes.append("no column 'subject': each scan counts as a person of its own")
         table = table.assign(subject=table["key"])
     group = components(table, [c for c in GROUP_COLUMNS if c in table])
     return Scans(table, group, tuple(encoders), tuple(notes))
+
+
+def _kinds(name: str, there: list[str], asked: Sequence[str]) -> list[str]:
+    default = "mean" if "mean" in there or len(there) > 1 else there[0]
+    used = [kind for kind in asked or [default] if kind in there]
+    if not used:
+        raise G3nError(
+            f"{name} has no features {' or '.join(asked or [default])}; give --kind, known: {', '.join(there)}"
+        )
+    return used
 
 
 def _compare(one: pd.DataFrame, other: pd.DataFrame, one_name: str, other_name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -135,16 +136,18 @@ def read_targets(path: Path, id_column: str, folds: int) -> Targets:
         if path.stat().st_size > MAX_TABLE_BYTES:
             raise G3nError(f"targets '{path}' are larger than {MAX_TABLE_BYTES >> 30} GiB")
         comma = "\t" if path.suffix.lower() in (".tsv", ".tab") else ","
-        table = pd.read_csv(
-            path,
-            sep=comma,
-            dtype=str,
-            encoding="utf-8-sig",
-            keep_default_na=False,
-            na_values=_MISSING,
-            on_bad_lines="error",
-        )
-    except (OSError, UnicodeDecodeError, ValueError, pd.errors.ParserError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # a line with more cells than the header
+            table = pd.read_csv(
+                path,
+                sep=comma,
+                dtype=str,
+                index_col=False,
+                encoding="utf-8-sig",
+                keep_default_na=False,
+                na_values=_MISSING,
+            )
+    except (OSError, UnicodeDecodeError, ValueError, pd.errors.ParserError, pd.errors.ParserWarning) as error:
         reason = " ".join(str(error).split())[:200]
         raise G3nError(f"targets '{path}' cannot be read ({reason}); expected CSV or TSV with a header line") from error
     table.columns = [str(name).strip() for name in table.columns]
