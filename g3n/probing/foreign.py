@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import math
 import warnings
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from g3n.config import G3nError, did_you_mean
-from g3n.features import FORMAT, MAX_BYTES, Features, read_features
+from g3n.features import MAX_BYTES, Features, read_features
 from g3n.probing.folds import GROUP_COLUMNS
 from g3n.probing.tasks import NOT_TARGETS, Task
 
@@ -31,6 +32,10 @@ _KNOWN = (
     "site",
     *GROUP_COLUMNS,
 )  # columns that are no targets by themselves
+_DAMAGED = (
+    OSError, ValueError, EOFError, KeyError, TypeError, SyntaxError, NotImplementedError, RuntimeError, zipfile.BadZipFile,
+    zlib.error,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -80,29 +85,29 @@ def _is_ours(path: Path) -> bool:
 
     try:
         about = (parquet.read_schema(path).metadata or {}).get(b"g3n")
-        return about is not None and json.loads(about).get("format") == FORMAT
-    except (OSError, ValueError, AttributeError, pa.ArrowInvalid) as error:
-        raise G3nError(f"features '{path}' are no Parquet file ({error}); expected .parquet or .npz") from error
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise G3nError(f"features '{path}' are no Parquet file ({_line(error)}); expected .parquet or .npz") from error
+    return about is not None
 
 
 def _read_parquet(path: Path, id_column: str) -> tuple[list[str], np.ndarray]:
+    import pyarrow as pa
     from pyarrow import parquet
 
     if path.stat().st_size > MAX_BYTES:
         raise G3nError(f"features '{path}' are larger than {MAX_BYTES >> 30} GiB; split them into several files")
-    table = parquet.read_table(path)
-    name = next((n for n in (id_column, "ids", "id", "key") if n in table.column_names), None)
-    if name is None:
-        raise G3nError(
-            f"features '{path}' have no column of ids '{id_column}'{did_you_mean(id_column, table.column_names)}"
-        )
-    ids = [str(i) for i in table.column(name).to_pylist()]
-    if "features" in table.column_names:
-        try:
+    try:
+        table = parquet.read_table(path)
+        name = next((n for n in (id_column, "ids", "id", "key") if n in table.column_names), None)
+        if name is None:
+            known = did_you_mean(id_column, table.column_names)
+            raise G3nError(f"features '{path}' have no column of ids '{id_column}'{known}")
+        ids = [str(i) for i in table.column(name).to_pylist()]
+        if "features" in table.column_names:
             return ids, np.asarray(table.column("features").to_pylist(), np.float32)
-        except (ValueError, TypeError) as error:
-            raise G3nError(f"'features' of '{path}' are no lists of as many numbers each ({error})") from error
-    frame = table.drop_columns([name]).to_pandas().select_dtypes("number")
+        frame = table.drop_columns([name]).to_pandas().select_dtypes("number")
+    except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
+        raise G3nError(f"features '{path}' cannot be read ({_line(error)}); expected ids and numbers") from error
     if not len(frame.columns):
         raise G3nError(f"features '{path}' have no numeric column besides '{name}'")
     return ids, frame.to_numpy(np.float32)
@@ -112,22 +117,40 @@ def _read_npz(path: Path) -> tuple[list[str], np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(member.file_size for member in archive.infolist())
+            missing = [name for name in ("features", "ids") if f"{name}.npy" not in archive.namelist()]
+            if not missing:
+                _check_sizes(archive)
         if size > MAX_BYTES:
             raise G3nError(f"features '{path}' are larger than {MAX_BYTES >> 30} GiB; split them into several files")
+        if missing:
+            words = " and ".join(missing)
+            raise G3nError(f"features '{path}' lack the array {words}; expected features [n, d], ids [n]")
         with np.load(path, allow_pickle=False) as arrays:
-            missing = [name for name in ("features", "ids") if name not in arrays]
-            if missing:
-                raise G3nError(
-                    f"features '{path}' lack the array {' and '.join(missing)}; expected features [n, d], ids [n]"
-                )
             ids, array = arrays["ids"], arrays["features"]
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError) as error:
+    except _DAMAGED as error:
+        why = _line(error)
         raise G3nError(
-            f"features '{path}' are no npz of plain arrays ({error}); expected features [n, d], ids [n]"
+            f"features '{path}' are no npz of plain arrays ({why}); expected features [n, d], ids [n]"
         ) from error
-    if ids.ndim != 1 or ids.dtype.kind not in "US" + "iu":
+    if ids.ndim != 1 or ids.dtype.kind not in "USiu":
         raise G3nError(f"ids of '{path}' are {ids.dtype} {list(ids.shape)}; expected text or whole numbers [n]")
     return [i.decode("utf-8", "replace") if isinstance(i, bytes) else str(i) for i in ids.tolist()], array
+
+
+def _check_sizes(archive: zipfile.ZipFile) -> None:
+    """Raises ValueError where a header announces more than is there: numpy makes room before it reads."""
+    for name in ("features.npy", "ids.npy"):
+        with archive.open(name) as file:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(file)
+            rest = archive.getinfo(name).file_size - file.tell()
+        if dtype.hasobject or math.prod(shape) * dtype.itemsize != rest:
+            raise ValueError(f"{name} is {dtype} {list(shape)} in {rest} bytes")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def read_targets(path: Path, id_column: str, folds: int) -> Targets:
@@ -148,8 +171,9 @@ def read_targets(path: Path, id_column: str, folds: int) -> Targets:
                 na_values=_MISSING,
             )
     except (OSError, UnicodeDecodeError, ValueError, pd.errors.ParserError, pd.errors.ParserWarning) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise G3nError(f"targets '{path}' cannot be read ({reason}); expected CSV or TSV with a header line") from error
+        raise G3nError(
+            f"targets '{path}' cannot be read ({_line(error)}); expected CSV or TSV with a header line"
+        ) from error
     table.columns = [str(name).strip() for name in table.columns]
     if id_column not in table.columns:
         raise G3nError(f"targets '{path}' have no column '{id_column}'{did_you_mean(id_column, list(table.columns))}")
