@@ -31,14 +31,10 @@ Subset = tuple[int, ...]  # folds of a training set, in order
 
 @dataclass(frozen=True)
 class OutOfFold:
-    """Scores of the scans of one repeat: float64 [N, C], C = 1 for a number and for two classes (log odds of the second).
-
-    ``score`` is by the probe of all other folds. ``forward`` is by the probe of the folds before the scan's own, NaN in fold 0:
-    what it was trained on has never seen the fold, nor has any probe of an earlier fold (g3n/probing/significance.py).
-    """
+    """Scores of the scans of one repeat, each by the probe of all other folds: float64 [N, C], C = 1 for a number and for two
+    classes (log odds of the second)."""
 
     score: np.ndarray
-    forward: np.ndarray
     penalties: tuple[float, ...]  # chosen for each fold
 
 
@@ -217,14 +213,6 @@ def logistic(
     return logits(now, everyone).astype(np.float64)
 
 
-def subsets_of(k: int) -> tuple[dict[tuple[int, int], Subset], list[Subset], list[Subset]]:
-    """Training sets of a repeat of ``k`` folds: without two folds (for choosing the penalty), without one, and those before each."""
-    every = range(k)
-    pairs = {(a, b): tuple(f for f in every if f not in (a, b)) for a, b in itertools.combinations(every, 2)}
-    singles = [tuple(f for f in every if f != a) for a in every]
-    return pairs, singles, [tuple(range(a)) for a in every]
-
-
 def loss(score_MC: np.ndarray, y_N: np.ndarray, code_N: np.ndarray, classes: int) -> np.ndarray:
     """Mean over scans [models] of the squared error, or the log loss with classes counted alike; score [N, models, C]."""
     if classes == 1:
@@ -243,8 +231,7 @@ def fit_repeat(
 
     x_ND as of ``prepare``; y_N: a number each (``classes`` 1) or a class's number; fold_N: int [N], groups whole within folds;
     judged_N: bool [N], one scan of each person. For fold a the penalty is the best on each other fold b of the probe trained on
-    all but a and b; that probe also serves fold b's choice. The forward scores of a fold take the penalty that did best on the
-    folds before it. Raises ValueError for fewer than three folds.
+    all but a and b; that probe also serves fold b's choice. Raises ValueError for fewer than three folds.
     """
     k = int(fold_N.max()) + 1
     if k < 3:
@@ -259,8 +246,9 @@ def fit_repeat(
             return ridge(x_ND, target, models, folds)
         return logistic(x_ND, code_N, classes, fold_N, models, folds)
 
-    pairs, singles, before = subsets_of(k)
-    tried = list(dict.fromkeys([*pairs.values(), *before[1:-1]]))
+    every = range(k)
+    pairs = {(a, b): tuple(f for f in every if f not in (a, b)) for a, b in itertools.combinations(every, 2)}
+    tried = list(pairs.values())
     found = scores([(subset, alpha) for subset in tried for alpha in PENALTIES])
     found = found.reshape(len(x_ND), len(tried), len(PENALTIES), -1)
 
@@ -273,17 +261,6 @@ def fit_repeat(
         inner[a] += loss_on(b, subset)
         inner[b] += loss_on(a, subset)
     best = [int(row.argmin()) for row in inner]
-    final = scores([(singles[a], PENALTIES[best[a]]) for a in range(k)])
+    final = scores([(tuple(f for f in every if f != a), PENALTIES[best[a]]) for a in every])
     score = final[np.arange(len(x_ND)), fold_N]
-
-    forward = np.full_like(score, np.nan)
-    so_far = np.zeros(len(PENALTIES))
-    last_models = scores([(before[-1], alpha) for alpha in PENALTIES])
-    for a in range(1, k):
-        rows = fold_N == a
-        of_fold = last_models if a == k - 1 else found[:, tried.index(before[a])]
-        choice = int(so_far.argmin()) if a > 1 else len(PENALTIES) // 2
-        forward[rows] = of_fold[rows, choice]
-        if a < k - 1:
-            so_far += loss_on(a, before[a])
-    return OutOfFold(score * spread + center, forward * spread + center, tuple(PENALTIES[i] for i in best))
+    return OutOfFold(score * spread + center, tuple(PENALTIES[i] for i in best))

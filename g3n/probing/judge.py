@@ -38,7 +38,7 @@ def constant(selection: Selection, folds: Folds) -> Judged:
             else:
                 most = int(np.bincount(train.astype(np.int64), minlength=selection.classes).argmax())
                 score[fold == f] = (2 * most - 1) if selection.classes == 2 else np.eye(selection.classes)[most]
-        repeats.append(OutOfFold(score, np.full_like(score, np.nan), ()))
+        repeats.append(OutOfFold(score, ()))
     return Judged(MEAN if selection.classes == 1 else MAJORITY, "", tuple(repeats))
 
 
@@ -101,22 +101,31 @@ def _training_mean(y_N: np.ndarray, fold_N: np.ndarray) -> np.ndarray:
     return np.asarray(of_fold)[fold_N]
 
 
-def forward_z(selection: Selection, folds: Folds, group_N: np.ndarray, one: Judged, other: Judged | None) -> float:
-    """z of ``one`` against chance or against another, the mean over repeats (g3n/probing/significance.py)."""
-    found = []
-    for r, (fold, judged) in enumerate(zip(folds.fold_RN, folds.judged_RN, strict=True)):
-        z, trained, tested = [], [], []
-        for f in range(1, folds.count):
-            rows = np.flatnonzero(judged & (fold == f))
-            if other is None:  # one scan of each family: permutations take people for exchangeable
-                rows = rows[np.sort(np.unique(group_N[rows], return_index=True)[1])]
-            y, a = selection.y_N[rows], one.repeats[r].forward[rows]
-            if other is None:
-                z.append(significance.chance_z(a, y, selection.classes))
-            else:
-                b = other.repeats[r].forward[rows]
-                z.append(significance.paired_z(a, b, y, selection.classes, group_N[rows]))
-            trained.append(len(np.unique(group_N[fold < f])))
-            tested.append(len(rows))
-        found.append(significance.combined_z(z, trained, tested))
-    return float(np.mean(found))
+def better_than_chance(encoder: Encoder, selection: Selection, folds: Folds, group_N: np.ndarray) -> float:
+    """p of the features, on the folds of the first repeat with one scan of each family (g3n/probing/significance.py)."""
+    rows = np.flatnonzero(folds.judged_RN[0])
+    rows = rows[np.sort(np.unique(group_N[rows], return_index=True)[1])]
+    features = encoder.array[selection.rows[rows]]
+    return significance.chance_p(features, selection.y_N[rows], selection.classes, folds.fold_RN[0][rows])
+
+
+def paired_z(one: Judged, other: Judged, selection: Selection, folds: Folds, group_N: np.ndarray) -> float:
+    """z of the difference of AUROC, or of mean absolute errors, over all repeats; above 0 where ``one`` is better."""
+    names, of_row = np.unique(group_N, return_inverse=True)
+    differences, influences = [], []
+    for r in range(folds.repeats):
+        rows = np.flatnonzero(folds.judged_RN[r])
+        y, fold = selection.y_N[rows], folds.fold_RN[r][rows]
+        a, b = one.repeats[r].score[rows], other.repeats[r].score[rows]
+        if selection.classes > 1:
+            code = y.astype(np.int64)
+            (area, of_one), (other_area, of_other) = (
+                significance.auroc_influence(score, code, selection.classes, fold) for score in (a, b)
+            )
+            difference, influence = area - other_area, of_one - of_other
+        else:
+            gain = np.abs(b[:, 0] - y) - np.abs(a[:, 0] - y)
+            difference, influence = float(gain.mean()), gain - gain.mean()
+        differences.append(difference)
+        influences.append(np.bincount(of_row[rows], weights=influence, minlength=len(names)) / len(rows))
+    return significance.paired_z(differences, influences)

@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from g3n.meters import progress_bar
 from g3n.probing import significance
 from g3n.probing.align import AGE_SEX, Encoder, Scans, baseline
 from g3n.probing.folds import components, plan_folds, read_folds, write_folds
-from g3n.probing.judge import Judged, constant, figures, forward_z, judge, main_metric
+from g3n.probing.judge import Judged, better_than_chance, constant, figures, judge, main_metric, paired_z
 from g3n.probing.picture import write_picture
 from g3n.probing.tasks import CannotRun, Selection, Task, left_out_column, select
 from g3n.tracking import Tracker, TrackingConfig, environment
@@ -78,11 +78,11 @@ def run_task(
     tested = "auroc" if selection.classes > 1 else "r"
     result["rows"] = []
     for i, one in enumerate(judged):
-        z = None if i == len(judged) - 1 else forward_z(selection, folds, group, one, None)
-        result["rows"] += _rows(facts, "folds", one, i, found, spread, {tested: z})
+        p = None if i == len(encoders) else better_than_chance(encoders[i], selection, folds, group)
+        result["rows"] += _rows(facts, "folds", one, i, found, spread, {tested: p})
     result["comparisons"] = []
     for i, j in pairs:
-        z = forward_z(selection, folds, group, judged[i], judged[j])
+        z = paired_z(judged[i], judged[j], selection, folds, group)
         interval = found[f"difference|{i}|{j}"]
         names = {
             "encoder": judged[i].name,
@@ -144,7 +144,7 @@ def _rows(
     i: int,
     found: Mapping[str, Interval],
     spread: Mapping[str, float],
-    z: Mapping[str, float | None],
+    p: Mapping[str, float | None],
 ) -> list[dict[str, Any]]:
     rows = []
     for name, interval in found.items():
@@ -154,7 +154,7 @@ def _rows(
             rows.append({
                 "task": facts["task"], "modality": facts["modality"], "encoder": one.name, "kind": one.kind, "scheme": scheme,
                 "metric": metric, **numbers, "n_scans": facts["n_scans"], "n_subjects": facts["n_subjects"],
-                "classes": facts["classes"], "z": z.get(metric),
+                "classes": facts["classes"], "p": p.get(metric),
             })  # fmt: skip
     return rows
 
@@ -205,8 +205,10 @@ def write_probes(
         raise G3nError(f"none of {len(results)} tasks can run ({reasons})")
     rows = [row for result in ran for row in result["rows"]]
     comparisons = [row for result in ran for row in result["comparisons"]]
-    correct(rows, ("encoder", "kind"), significance.p_better)
-    correct(comparisons, ("encoder", "kind", "other", "other_kind"), significance.p_different)
+    for row in comparisons:
+        row["p"] = significance.p_different(row["z"])
+    correct(rows, ("encoder", "kind"))
+    correct(comparisons, ("encoder", "kind", "other", "other_kind"))
     metrics = {
         "about": {**about, "notes": list(scans.notes)},
         "tasks": {f"{r['task']} {r['modality']}": _summary(r, rows) for r in ran},
@@ -221,11 +223,10 @@ def write_probes(
     return metrics
 
 
-def correct(rows: Sequence[dict[str, Any]], family: Sequence[str], p_of: Callable[[float], float]) -> None:
-    """Add p of each row's z, and corrections over the tasks of each ``family``, such as an encoder and a kind of features."""
+def correct(rows: Sequence[dict[str, Any]], family: Sequence[str]) -> None:
+    """Add corrections over the tasks of each ``family``, such as an encoder and a kind of features."""
     by: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
-        row["p"] = None if row["z"] is None else p_of(row["z"])
         by.setdefault(tuple(row[name] for name in family), []).append(row)
     for of_family in by.values():
         significance.corrected(of_family)
