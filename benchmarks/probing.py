@@ -50,7 +50,7 @@ def made(share: float, width: int, seed: int = 0) -> Features:
     parts = []
     for cohort, (scans, people, modalities) in COHORTS.items():
         n, m = max(30, round(scans * share)), max(15, round(people * share))
-        person = np.concatenate([np.arange(m), rng.integers(m, size=max(0, n - m))])[:n]
+        person = np.arange(n) % m
         traits = pd.DataFrame({
             "subject": [f"sub-{cohort}{i}" for i in range(m)], "cohort": cohort, "sex": rng.choice(["F", "M"], m),
             "age_years": rng.uniform(18, 90, m).round(1), "diagnosis": rng.choice(DIAGNOSES.get(cohort, ("HC",)), m),
@@ -61,7 +61,7 @@ def made(share: float, width: int, seed: int = 0) -> Features:
         for name, (cohorts, low, high) in NUMBERS.items():
             traits[name] = rng.integers(low, high, m).astype(float) if cohort in cohorts else np.nan
         rows = traits.iloc[person].reset_index(drop=True)
-        rows["modality"] = rng.choice(modalities, len(rows)) if share == 1 else np.resize(modalities, len(rows))
+        rows["modality"] = np.asarray(modalities)[np.arange(n) // m % len(modalities)]
         parts.append(rows)
     table = pd.concat(parts, ignore_index=True)
     table.insert(0, "key", [f"scan{i}" for i in range(len(table))])

@@ -14,8 +14,8 @@ from g3n.probing.fits import MAX_WIDTH
 from g3n.probing.folds import GROUP_COLUMNS, components
 from g3n.probing.tasks import Task
 
-AGE_SEX = "age + sex"
-COLUMNS = ("age_years", "sex")  # of this baseline
+AGE, SEX = ("age_years", "age"), "sex"  # columns of the baseline
+BASELINES = ("age + sex", "age", "sex")  # its names, by what is known
 
 
 @dataclass(frozen=True)
@@ -93,19 +93,19 @@ def _compare(one: pd.DataFrame, other: pd.DataFrame, one_name: str, other_name: 
             )
 
 
-def baseline(scans: Scans, task: Task) -> np.ndarray | None:
-    """Age and sex float32 [N, 1 or 2], the mean where unknown; None where one of them is the target or none is there."""
-    known = [c for c in COLUMNS if c in scans.table]
-    if task.target in COLUMNS or not known:
+def baseline(scans: Scans, task: Task) -> Encoder | None:
+    """Age and sex of all rows, the mean where unknown; None where one of them is the target or none is there."""
+    age = next((c for c in AGE if c in scans.table), None)
+    if task.target in (age, SEX):
         return None
-    columns = []
-    for name in known:
-        column = scans.table[name]
-        values = (
-            pd.to_numeric(column, errors="coerce").to_numpy(np.float64)
-            if name == "age_years"
-            else np.asarray(column.map({"F": 0.0, "M": 1.0}), np.float64)
-        )
-        if np.isfinite(values).any():
-            columns.append(np.where(np.isfinite(values), values, np.nanmean(values)))
-    return np.stack(columns, axis=1).astype(np.float32) if columns else None
+    columns = {}
+    if age is not None:
+        columns["age"] = pd.to_numeric(scans.table[age], errors="coerce").to_numpy(np.float64)
+    if SEX in scans.table:
+        first = scans.table[SEX].astype(str).str.lower().str[:1]  # F, f, female
+        columns["sex"] = first.map({"f": 0.0, "m": 1.0}).to_numpy(np.float64)
+    known = {name: values for name, values in columns.items() if np.isfinite(values).any()}
+    if not known:
+        return None
+    filled = [np.where(np.isfinite(values), values, np.nanmean(values)) for values in known.values()]
+    return Encoder(" + ".join(known), "", np.stack(filled, axis=1).astype(np.float32))

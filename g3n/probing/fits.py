@@ -3,7 +3,7 @@
 A probe is fitted on the union of some folds. Every fit needs the second moments of its rows alone (ridge) or as a preconditioner
 (logistic), and those are sums over folds, so each fold's are computed once a repeat. Penalties are alpha times the number of
 training scans: scikit-learn's ``Ridge(alpha * n)`` and ``LogisticRegression(C=1 / (alpha * n), class_weight="balanced")`` after
-``StandardScaler``, whose predictions these are.
+``StandardScaler``, whose predictions these are but for columns that are as good as constant in a training set, which are left out there.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ PENALTIES = (
 MAX_WIDTH = 2048  # wider features are first rotated to their principal axes
 MAX_STEPS = 300
 TOLERANCE = 1e-4  # of the largest coefficient of a model
+CONSTANT = (
+    1e-2  # of the variance over all scans: a column below this in a training set has nothing but outliers elsewhere
+)
 Subset = tuple[int, ...]  # folds of a training set, in order
 
 
@@ -97,7 +100,7 @@ class Folds:
         n = counts.sum()
         mean = np.sum([s[:-1, -1] for s in by_class], axis=0) / n
         variance = np.sum([np.diag(s)[:-1] for s in by_class], axis=0) / n - mean**2
-        scale = np.sqrt(np.where(variance > 1e-9, variance, np.inf)) if self._scaled else np.ones_like(mean)
+        scale = np.sqrt(np.where(variance > CONSTANT, variance, np.inf)) if self._scaled else np.ones_like(mean)
         weight = (
             np.ones(1) if self._classes == 1 else np.where(counts > 0, n / (len(counts) * np.maximum(counts, 1)), 0)
         )

@@ -8,7 +8,10 @@ from typing import Any
 
 import numpy as np
 
-BASELINES = {"age + sex": "D", "mean predictor": "_", "majority": "_"}
+from g3n.probing.align import BASELINES
+from g3n.probing.judge import MAJORITY, MEAN
+
+MARKS = {**dict.fromkeys(BASELINES, "D"), MEAN: "_", MAJORITY: "_"}
 NAMES = {
     "auroc": "AUROC",
     "balanced_accuracy": "balanced accuracy",
@@ -42,7 +45,7 @@ def write_picture(path: Path, results: Sequence[Mapping[str, Any]], rows: Sequen
 
     metric_of = {result["task"]: result["metric"] for result in results}
     panels = [m for m in NAMES if m in metric_of.values()]
-    names = list(dict.fromkeys(f"{r['encoder']} {r['kind']}".strip() for r in rows if r["encoder"] not in BASELINES))
+    names = list(dict.fromkeys(f"{r['encoder']} {r['kind']}".strip() for r in rows if r["encoder"] not in MARKS))
     most = max(sum(m == metric for m in metric_of.values()) for metric in panels)
     figure, axes = plt.subplots(
         len(panels),
@@ -69,7 +72,7 @@ def write_picture(path: Path, results: Sequence[Mapping[str, Any]], rows: Sequen
                 if (task, row["modality"], row["encoder"], row["kind"]) in starred:
                     top = max(row["value"], *(e for e in ends if e is not None)) if None not in ends else row["value"]
                     ax.text(at, top, "*", ha="center", va="bottom", fontsize=9)
-        for name, mark in BASELINES.items():
+        for name, mark in MARKS.items():
             points = [(x, best[task, name]["value"]) for x, task in enumerate(tasks) if (task, name) in best]
             if points:
                 ax.scatter(*zip(*points, strict=True), marker=mark, color="0.35", s=28, zorder=3, label=name)

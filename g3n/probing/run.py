@@ -20,7 +20,7 @@ from g3n.evaluate.intervals import Interval
 from g3n.evaluate.report import claim, write_csv, write_json
 from g3n.meters import progress_bar
 from g3n.probing import significance
-from g3n.probing.align import AGE_SEX, Encoder, Scans, baseline
+from g3n.probing.align import Encoder, Scans, baseline
 from g3n.probing.folds import components, plan_folds, read_folds, write_folds
 from g3n.probing.judge import Judged, better_than_chance, constant, figures, judge, main_metric, paired_z
 from g3n.probing.picture import write_picture
@@ -63,7 +63,7 @@ def run_task(
     encoders = list(scans.encoders)
     age_sex = baseline(scans, task)
     if age_sex is not None:
-        encoders.append(Encoder(AGE_SEX, "", age_sex))
+        encoders.append(age_sex)
     result: dict[str, Any] = {**label, "target": task.target, "metric": task.shown, "left_out": {}}
     result |= {"n_scans": len(group), "n_subjects": len(np.unique(subject)), "n_groups": len(np.unique(group))}
     result["classes"] = {
