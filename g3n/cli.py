@@ -488,7 +488,7 @@ def probe(
     """What frozen features tell of people: logistic and ridge probes of every task, beside age + sex and a constant.
 
     Folds keep people, families and duplicates whole. Several feature files are compared on the same folds. Writes `results.csv`,
-    `comparisons.csv` (both with Holm and Benjamini-Hochberg corrections over tasks), `metrics.json`, `probe.png` and `splits/`.
+    `comparisons.csv` (both with Holm and Benjamini-Hochberg corrections over tasks), `metrics.json`, `index.html`, `probe.png` and `splits/`.
 
     Example: `g3n probe --features out/ours.parquet --features out/pca.parquet --tasks configs/probes.yaml --output out/probe`
 
@@ -497,7 +497,7 @@ def probe(
     from g3n.probing.command import probe as run_probe
 
     run_probe(features, output, kind or [], tasks, task or [], targets, id_, folds, repeats, splits, seed, mlflow)
-    typer.echo(f"results in {output / 'results.csv'}, picture {output / 'probe.png'}")
+    typer.echo(f"results in {output / 'results.csv'}, page {output / 'index.html'}")
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from g3n.config import G3nError
+from g3n.evaluate.page import Part, write_page
 from g3n.features import Features
 from g3n.probing.align import align
 from g3n.probing.foreign import Targets, joined, read_any, read_targets
@@ -49,6 +51,14 @@ def probe(
     metrics = write_probes(
         align(sources, kinds), _tasks(tasks, known, only), output, options, splits, about, mlflow, strict=len(only) == 1
     )
+    line = ["g3n", "probe", *(word for path in files for word in ("--features", str(path)))]
+    line += [word for kind in kinds for word in ("--kind", kind)] + [word for name in only for word in ("--task", name)]
+    given = {"--tasks": tasks, "--targets": targets, "--id": id_column, "--splits": splits}
+    line += [str(word) for name, value in given.items() if value is not None for word in (name, value)]
+    line += ["--folds", str(folds), "--repeats", str(repeats), "--seed", str(seed), "--output", str(output)]
+    parts = [Part(name, shlex.join(line), task) for name, task in metrics["tasks"].items()]
+    parts.insert(0, Part("All tasks", shlex.join(line), metrics["did_not_run"], [output / "probe.png"]))
+    write_page(output / "index.html", "g3n probe", metrics["about"], parts)
     print_results(metrics)
     return metrics
 

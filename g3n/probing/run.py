@@ -20,12 +20,19 @@ from g3n.evaluate.intervals import Interval
 from g3n.evaluate.report import claim, write_csv, write_json
 from g3n.meters import progress_bar
 from g3n.probing import significance
-from g3n.probing.align import Encoder, Scans, baseline
-from g3n.probing.folds import components, plan_folds, read_folds, write_folds
+from g3n.probing.align import Scans, baseline
+from g3n.probing.folds import Folds, components, plan_folds, read_folds, write_folds
 from g3n.probing.judge import Judged, better_than_chance, constant, figures, judge, main_metric, paired_z
 from g3n.probing.picture import write_picture
 from g3n.probing.tasks import CannotRun, Selection, Task, left_out_column, select
 from g3n.tracking import Tracker, TrackingConfig, environment
+
+NOTES = (
+    "intervals are over the people tested, with the probes as fitted; p of a difference also counts who trained them, so it may be "
+    "above 0.05 where an interval leaves out 0",
+    "p of a row: labels permuted between people and probes fitted again; 0.001 is the smallest there is",
+    "a difference above 0 says that the first of the two is better: of AUROC, or of mean absolute errors with the sign turned",
+)
 
 
 @dataclass(frozen=True)
@@ -54,12 +61,19 @@ def run_task(
     stratum = selection.y_N
     if selection.classes == 1:
         stratum = np.argsort(np.argsort(selection.y_N, kind="stable")) * 10 // len(selection.y_N)
-    file = f"{cell_name(name, modality)}.csv"
-    if given is not None and (given / file).is_file():
-        folds = read_folds(given / file, list(table["key"]), group)
-    else:
-        folds = plan_folds(group, subject, stratum, options.folds, options.repeats, options.seed)
-    write_folds(splits / file, list(table["key"]), folds)
+    keys = list(table["key"])
+
+    def divided(suffix: str, count: int, whole: np.ndarray | None) -> Folds:
+        """Of an earlier call, else drawn; written in any case."""
+        file = f"{cell_name(name, modality)}{suffix}.csv"
+        if given is not None:
+            folds = read_folds(given / file, keys, group if whole is None else whole)
+        else:
+            folds = plan_folds(group, subject, stratum, count, options.repeats, options.seed, whole)
+        write_folds(splits / file, keys, folds)
+        return folds
+
+    folds = divided("", options.folds, None)
     encoders = list(scans.encoders)
     age_sex = baseline(scans, task)
     if age_sex is not None:
@@ -105,11 +119,12 @@ def run_task(
             count = min(options.folds, len(np.unique(whole)))
             if count < 3:
                 result["left_out"][f"leave-{task.leave_out}-out"] = f"people link all {task.leave_out}s but {count}"
-            else:
-                result["rows"] += _leave_out(
-                    task, encoders, selection, group, subject, stratum, count, options, whole, facts,
-                    splits / f"{cell_name(name, modality)}-{task.leave_out}.csv", list(table["key"]),
-                )  # fmt: skip
+            else:  # no p: people of a site are not exchangeable with those of another
+                apart = divided(f"-{task.leave_out}", count, whole)
+                judged = [*(judge(encoder, selection, apart) for encoder in encoders), constant(selection, apart)]
+                found, spread = figures(judged, [], selection, apart, group)
+                for i, one in enumerate(judged):
+                    result["rows"] += _rows(facts, f"leave-{task.leave_out}-out", one, i, found, spread, {})
     return result
 
 
@@ -121,20 +136,6 @@ def plain(name: str) -> str:
 
 def cell_name(task: str, modality: str | None) -> str:
     return f"{plain(task)}-{plain(modality or 'all')}"
-
-
-def _leave_out(
-    task: Task, encoders: Sequence[Encoder], selection: Selection, group: np.ndarray, subject: np.ndarray,
-    stratum: np.ndarray, count: int, options: Options, whole: np.ndarray, facts: Mapping[str, Any], file: Path,
-    keys: Sequence[str],
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Rows of the same task with whole sites in folds. No p: people of a site are not exchangeable with those of another."""
-    folds = plan_folds(group, subject, stratum, count, options.repeats, options.seed, whole)
-    write_folds(file, keys, folds)
-    judged = [*(judge(encoder, selection, folds) for encoder in encoders), constant(selection, folds)]
-    found, spread = figures(judged, [], selection, folds, group)
-    rows = [_rows(facts, f"leave-{task.leave_out}-out", one, i, found, spread, {}) for i, one in enumerate(judged)]
-    return [row for of_one in rows for row in of_one]
 
 
 def _rows(
@@ -210,7 +211,7 @@ def write_probes(
     correct(rows, ("encoder", "kind"))
     correct(comparisons, ("encoder", "kind", "other", "other_kind"))
     metrics = {
-        "about": {**about, "notes": list(scans.notes)},
+        "about": {**about, "notes": [*scans.notes, *NOTES]},
         "tasks": {f"{r['task']} {r['modality']}": _summary(r, rows) for r in ran},
         "did_not_run": {f"{r['task']} {r['modality']}": r["why"] for r in results if "why" in r},
     }

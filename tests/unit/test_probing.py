@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import norm
+from statsmodels.stats.multitest import multipletests
 
 from data_prep import cohorts, schema
 from data_prep.manifest import MODALITIES
@@ -387,8 +389,16 @@ def test_the_phantom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert pairs.loc[("sharp", "blurred", "null_age"), "p"] > 0.05
     assert ("sharp", "age + sex", "glioma_vs_hc") in pairs.index
 
+    assert pairs["p"].to_numpy() == pytest.approx(2 * norm.sf(np.abs(pairs["z"])))
+    for _, family in [*tests.reset_index().groupby(["encoder"]), *pairs.reset_index().groupby(["encoder", "other"])]:
+        for column, method in (("p_holm", "holm"), ("q_bh", "fdr_bh")):
+            assert family[column].to_numpy() == pytest.approx(multipletests(family["p"], method=method)[1])
+
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["did_not_run"] == {}
+    page = (out / "index.html").read_text()
+    assert "glioma_vs_hc" in page
+    assert "data:image/png" in page
     assert metrics["tasks"]["sex all"]["folds"]["sharp mean"]["auroc"]["subjects"] == 90
     assert (out / "probe.png").stat().st_size > 10_000
     splits = pd.read_csv(out / "splits" / "sex-all.csv")
@@ -416,6 +426,13 @@ def test_the_phantom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     known = found.set_index(["encoder", "kind", "scheme", "task", "metric"])["value"]
     for at in (("sharp", "mean", "folds", "sex", "auroc"), ("sharp", "mean", "folds", "age", "mae")):
         assert again[at] == known[at]
+    assert (
+        again["sharp", "mean", "leave-cohort-out", "age", "mae"]
+        == known["sharp", "mean", "leave-cohort-out", "age", "mae"]
+    )
+    with pytest.raises(G3nError, match="lack|cannot be read"):
+        g3n("probe", "--features", tmp_path / "sharp.parquet", "--tasks", TINY, "--splits", tmp_path, "--no-mlflow",
+            "--output", tmp_path / "no")  # fmt: skip
     assert again["sharp", "cls", "folds", "age", "mae"] > again["sharp", "mean", "folds", "age", "mae"]
 
 

@@ -14,7 +14,7 @@ from g3n.evaluate import intervals
 from g3n.probing import fits, scores, significance
 from g3n.probing.align import Encoder
 from g3n.probing.folds import Folds, plan_folds
-from g3n.probing.judge import Judged, judge, paired_z
+from g3n.probing.judge import Judged, better_than_chance, judge, paired_z
 from g3n.probing.tasks import Selection
 
 
@@ -278,6 +278,18 @@ def test_siblings_count_as_one_person() -> None:
     people = paired_z(one, other, selection, folds, np.arange(2 * n))
     assert siblings == pytest.approx(once, rel=0.06)
     assert people == pytest.approx(once * np.sqrt(2), rel=0.06)
+
+
+def test_twins_are_no_two_people_to_the_test_of_chance() -> None:
+    """100 nulls of 30 pairs of twins alike in all: taking each for a person would see effects in a third of them."""
+    p = []
+    for seed in range(100):
+        rng = np.random.default_rng([5, seed])
+        x, y = np.tile(rng.standard_normal((30, 6)), (2, 1)), np.tile(rng.standard_normal(30), 2)
+        group = np.tile(np.arange(30), 2)
+        folds = plan_folds(group, np.arange(60), np.zeros(60), 5, 1, seed)
+        p.append(better_than_chance(Encoder("x", "", x), Selection(np.arange(60), y, ()), folds, group))
+    assert (np.array(p) < 0.05).sum() <= 10
 
 
 def test_corrections_are_those_of_holm_and_benjamini_hochberg() -> None:
