@@ -24,7 +24,7 @@ from g3n.probing.align import Scans, baseline
 from g3n.probing.folds import Folds, components, plan_folds, read_folds, write_folds
 from g3n.probing.judge import Judged, better_than_chance, constant, figures, judge, main_metric, paired_z
 from g3n.probing.picture import write_picture
-from g3n.probing.tasks import CannotRun, Selection, Task, left_out_column, select
+from g3n.probing.tasks import CannotRun, Task, left_out_column, select
 from g3n.tracking import Tracker, TrackingConfig, environment
 
 NOTES = (
@@ -109,9 +109,7 @@ def run_task(
         result["comparisons"].append({**label, **names, "metric": metric, **ends})
     if task.leave_out is not None:
         try:
-            site = left_out_column(
-                task, table.reset_index(drop=True), Selection(np.arange(len(group)), selection.y_N, selection.names)
-            )
+            site = left_out_column(task, scans.table, selection)
         except CannotRun as why:
             result["left_out"][f"leave-{task.leave_out}-out"] = str(why)
         else:

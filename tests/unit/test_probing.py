@@ -13,6 +13,7 @@ import pytest
 from scipy.stats import norm
 from statsmodels.stats.multitest import multipletests
 
+from benchmarks.probing import made
 from data_prep import cohorts, schema
 from data_prep.manifest import MODALITIES
 from data_prep.phantom import draw_subject
@@ -113,6 +114,17 @@ def test_the_table_has_15_and_8_tasks_of_names_that_data_prep_knows() -> None:
                 assert schema.valid(column, value), f"{name}: {column} {value}"
         if not task.classes:
             assert isinstance(schema.VALUES[task.target], schema.Number), name
+
+
+def test_all_tasks_run_where_all_cohorts_are() -> None:
+    """On the made cohorts of the benchmark, which have the published numbers of people (here a tenth)."""
+    scans = align({"made": made(0.1, 4)})
+    for task in read_tasks(MANY).values():
+        for modality in task.modalities:
+            selection = select(task, scans.table, modality, scans.group_N, 5)
+            assert len(selection.rows) >= 15
+            if task.leave_out is not None:
+                assert len(np.unique(left_out_column(task, scans.table, selection))) >= 3
 
 
 def test_the_tiny_table_is_of_the_phantom() -> None:
@@ -430,7 +442,7 @@ def test_the_phantom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         again["sharp", "mean", "leave-cohort-out", "age", "mae"]
         == known["sharp", "mean", "leave-cohort-out", "age", "mae"]
     )
-    with pytest.raises(G3nError, match="lack|cannot be read"):
+    with pytest.raises(G3nError, match=r"lack|cannot be read"):
         g3n("probe", "--features", tmp_path / "sharp.parquet", "--tasks", TINY, "--splits", tmp_path, "--no-mlflow",
             "--output", tmp_path / "no")  # fmt: skip
     assert again["sharp", "cls", "folds", "age", "mae"] > again["sharp", "mean", "folds", "age", "mae"]
