@@ -18,8 +18,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="Use trained models: **sample** volumes, **forecast** a follow-up scan, see the same brain under other conditions "
-    "(**counterfactual**), **embed** scans, **evaluate** a run, **audit** its privacy, **report** all of it, **export** it; "
-    "**doctor** shows what this machine has. Models are trained by `deepspeed g3n/train.py`, data is prepared by `python -m data_prep`.",
+    "(**counterfactual**), **embed** scans, **probe** features, **evaluate** a run, **audit** its privacy, **report** all of it, "
+    "**export** it; **doctor** shows what this machine has. Models are trained by `deepspeed g3n/train.py`, data is prepared by "
+    "`python -m data_prep`.",
 )
 evaluate_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode="markdown", help="Figures and pictures of a trained run."
@@ -523,6 +524,50 @@ def embed(
     assert inputs is not None
     for line in embed_and_draw(encoder, inputs, output, device, batch, encoder_config, all_tokens, umap):
         typer.echo(line)
+
+
+@app.command()
+def probe(
+    features: Annotated[
+        list[Path],
+        typer.Option(
+            help="Parquet of g3n embed, or any Parquet or npz (features [n, d], ids [n]); repeatable, one an encoder."
+        ),
+    ],
+    output: Output,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(help="mean, cls, latent: kinds of features; repeatable. Default: mean, or a file's only one."),
+    ] = None,
+    tasks: Annotated[
+        Path | None, typer.Option(help="Table of tasks; default configs/probes.yaml, or the targets' columns.")
+    ] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Only tasks of this name; repeatable.")] = None,
+    targets: Annotated[
+        Path | None, typer.Option(help="CSV or TSV with a row a scan (or subject) and a column a target.")
+    ] = None,
+    id_: Annotated[str | None, typer.Option("--id", help="Column of the targets that has the features' ids.")] = None,
+    folds: Annotated[int, typer.Option(min=3, help="Folds of a repeat.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="How often people are divided anew.")] = 5,
+    splits: Annotated[Path | None, typer.Option(help="splits/ of an earlier call, to test on the same folds.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the folds.")] = 0,
+    mlflow: Annotated[
+        bool, typer.Option(help="Also log to MLflow (MLFLOW_TRACKING_URI, or a file beside the results).")
+    ] = True,
+) -> None:
+    """What frozen features tell of people: logistic and ridge probes of every task, beside age + sex and a constant.
+
+    Folds keep people, families and duplicates whole. Several feature files are compared on the same folds. Writes `results.csv`,
+    `comparisons.csv` (both with Holm and Benjamini-Hochberg corrections over tasks), `metrics.json`, `index.html`, `probe.png` and `splits/`.
+
+    Example: `g3n probe --features out/ours.parquet --features out/pca.parquet --tasks configs/probes.yaml --output out/probe`
+
+    Example: `g3n probe --features mine.npz --targets mine.csv --id scan --output out/probe`
+    """
+    from g3n.probing.command import probe as run_probe
+
+    run_probe(features, output, kind or [], tasks, task or [], targets, id_, folds, repeats, splits, seed, mlflow)
+    typer.echo(f"results in {output / 'results.csv'}, page {output / 'index.html'}")
 
 
 @app.command()

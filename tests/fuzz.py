@@ -46,6 +46,7 @@ from g3n.encoders.voxel_pca import fit_voxel_pca
 from g3n.export import export
 from g3n.features import Features, read_about, read_features, write_features
 from g3n.nifti import atlas_grid
+from g3n.probing.foreign import read_any, read_targets
 from g3n.scans import image_scans
 from g3n.stream.decode import Damage
 from g3n.stream.index import load_index
@@ -278,6 +279,28 @@ class Cases:
             except G3nError:
                 continue
 
+    def probed(self, rng: Rng) -> None:
+        """Features and targets of anyone, as g3n probe takes them."""
+        ids = np.array([f"s{i}" for i in range(8)])
+        array = np.arange(16, dtype=np.float32).reshape(8, 2)
+        files: dict[str, bytes] = {}
+        for name in ("p.npz", "p.parquet"):
+            buffer = io.BytesIO()
+            if name == "p.npz":
+                np.savez(buffer, features=array, ids=ids)
+            else:
+                pd.DataFrame({"ids": ids, "features": list(array), "site": "a"}).to_parquet(buffer)
+            files[name] = buffer.getvalue()
+        files["p.csv"] = b"ids,dx,score,sex\n" + b"".join(
+            b"s%d,%s,%d.5,F\n" % (i, b"ab"[i % 2 :][:1], i) for i in range(8)
+        )
+        name = list(files)[int(rng.integers(len(files)))]
+        (self.folder / name).write_bytes(mutate(files[name], rng))
+        if name == "p.csv":
+            read_targets(self.folder / name, "ids", 3)
+        else:
+            read_any(self.folder / name, "ids")
+
     def index_tree(self, rng: Rng) -> None:
         text = json.dumps(mutate_tree(self.index, rng))
         (self.shards / "index.json").write_text(text, encoding="utf-8", errors="surrogatepass")
@@ -393,7 +416,7 @@ def verify(folder: Path) -> None:
 KINDS: tuple[Callable[[Cases, Rng], None], ...] = (
     Cases.image, Cases.pair, Cases.scanned, Cases.manifest_table, Cases.index_tree, Cases.index_bytes, Cases.tar_bytes,
     Cases.sample_bytes, Cases.foreign_tar, Cases.model_config, Cases.model_weights, Cases.features_file, Cases.checkpoint,
-    Cases.components, Cases.image_table,
+    Cases.components, Cases.image_table, Cases.probed,
 )  # fmt: skip
 
 

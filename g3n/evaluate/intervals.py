@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 Statistic = Callable[..., float]  # (column, ...) -> a number; each column [n]
 DRAWS = 1000
 LEVEL = 0.95
+_AT_ONCE = 1 << 21  # counts of a block of draws
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,40 @@ def bootstrap(
         return Interval(value, float("nan"), float("nan"), n, len(rows))
     low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(value, float(low), float(high), n, len(rows))
+
+
+def resampled(
+    statistics: Callable[[np.ndarray], Mapping[str, np.ndarray]],
+    subjects: int,
+    n: int,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """``bootstrap`` of many figures at once, from how often each subject is drawn: same draws, same intervals.
+
+    ``statistics`` takes counts float64 [B, subjects], of which all 1 are the people as they are, and returns figures [B] by name;
+    ``n`` is how many rows the intervals are to name. Raises ValueError for no subjects.
+    """
+    if subjects < 1:
+        raise ValueError("no subjects to draw from")
+    whole = {name: float(value[0]) for name, value in statistics(np.ones((1, subjects))).items()}
+    if subjects < 2:
+        return {name: Interval(value, float("nan"), float("nan"), n, subjects) for name, value in whole.items()}
+    rng = np.random.default_rng(seed)
+    block = max(1, _AT_ONCE // subjects)
+    drawn: dict[str, list[np.ndarray]] = {name: [] for name in whole}
+    for begin in range(0, draws, block):
+        picks = (rng.integers(subjects, size=subjects) for _ in range(min(block, draws - begin)))
+        counts = np.stack([np.bincount(p, minlength=subjects) for p in picks]).astype(np.float64)
+        for name, value in statistics(counts).items():
+            drawn[name].append(value)
+    found = {}
+    for name, parts in drawn.items():
+        values = np.concatenate(parts)
+        values = values[np.isfinite(values)]
+        ends = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if len(values) else (float("nan"),) * 2
+        found[name] = Interval(whole[name], float(ends[0]), float(ends[1]), n, subjects)
+    return found
 
 
 def mean(values: Sequence[float] | np.ndarray, subjects: Sequence[Any] | None = None, seed: int = 0) -> Interval:

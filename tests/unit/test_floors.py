@@ -15,6 +15,7 @@ FLOORS = {
     "g3n.engine": 4, "g3n.evaluate": 4, "g3n.generate": 4, "g3n.outputs": 4, "g3n.tracking": 4, "g3n.doctor": 4,
     "g3n.meters": 4, "g3n.flops": 4, "g3n.levels": 4, "g3n.memory_plan": 4, "g3n.system": 4, "g3n.counterfactual": 4,
     "g3n.export": 4, "g3n.exported": 4,
+    "g3n.probing": 4,
     "g3n.tasks": 3,
     "g3n.latent": 2, "g3n.flow": 2, "g3n.models": 2, "g3n.stream": 2, "g3n.nifti": 2, "g3n.templates": 2,
     "g3n.features": 2, "g3n.names": 2,
