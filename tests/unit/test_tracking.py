@@ -97,13 +97,13 @@ def test_a_server_that_answers_500_or_not_at_all_costs_a_warning_and_no_metric(
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setattr(Answers, "silent", kind == "slow")
-    monkeypatch.setattr(tracking, "_CLOSE_SECONDS", 2.0)
     run = prepared(tmp_path)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     with caplog.at_level(logging.WARNING):
-        tracker = Tracker(run, TrackingConfig(uri=f"http://127.0.0.1:{server.server_port}"), {}, step=0, run_id=None)
+        config = TrackingConfig(uri=f"http://127.0.0.1:{server.server_port}", close_seconds=2)
+        tracker = Tracker(run, config, {}, step=0, run_id=None)
         for step in range(1, 201):
             tracker.metrics(step, {"train/loss": 0.5})
         tracker.close(finished=True)
