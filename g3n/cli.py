@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -454,6 +455,33 @@ def report(
 
     page = write_report(lambda words: app(list(words), standalone_mode=False), run, forecaster, output, count, seed)
     typer.echo(f"report: {page}")
+
+
+@app.command("sweep")
+def sweep_(
+    config: Annotated[Path, typer.Argument(help="YAML of the sweep, one of configs/sweeps/*.yaml or yours.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="key=value", help="For example trials=40 parallel=4 sampler.seed=1.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check space and inputs, print the plan, train nothing.")
+    ] = False,
+) -> None:
+    """Train a config many times with other values, each time by `deepspeed g3n/train.py`; Optuna proposes and ends poor trials early.
+
+    The study lies in `runs/NAME`: `best.yaml` for `g3n/train.py --config`, `study.csv`, `sweep.png`, and a run folder a trial. The same
+    command goes on after Ctrl-C, a kill or a crash, with the same trials. In MLflow a study is a run with its trials under it.
+
+    Example: `g3n sweep configs/sweeps/tiny/dit.yaml`
+    """
+    from g3n.sweep.drive import describe, run_sweep
+    from g3n.sweep.plan import load_sweep
+
+    sweep = load_sweep(config, overrides or [])
+    if dry_run:
+        describe(sweep)
+        return
+    raise typer.Exit(run_sweep(sweep, shlex.join(["g3n", "sweep", str(config), *(overrides or [])])))
 
 
 @app.command()

@@ -181,7 +181,9 @@ class MLflowRun:
             tags = {"g3n.identity": config.identity, "mlflow.parentRunId": config.parent}
             tags = {name: value for name, value in tags.items() if value is not None}
             self.run_id = client.create_run(experiment_id, run_name=run.name, tags=tags).info.run_id
-        client.update_run(self.run_id, status="RUNNING")  # one found by its tag may lack what a killed process did not send
+        client.update_run(
+            self.run_id, status="RUNNING"
+        )  # one found by its tag may lack what a killed process did not send
         known = client.get_run(self.run_id).data.params
         items = [Param(k, str(v)[:500]) for k, v in params.items() if k not in known and not k.startswith("tracking.")]
         for i in range(0, len(items), 100):
