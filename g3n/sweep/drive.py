@@ -64,6 +64,8 @@ class Driver:
     running: dict[int, Running] = field(default_factory=dict)
     waiting: deque[int] = field(default_factory=deque)  # recorded as running, without a process
     signals: list[int] = field(default_factory=list)
+    recorded: int = 0  # trials in the study
+    finished: int = 0  # of these
 
     @property
     def sweep(self) -> SweepConfig:
@@ -72,7 +74,9 @@ class Driver:
     def adopt(self) -> None:
         """Take over what an earlier driver left: trainings that go on, and trials that have none."""
         for frozen in self.study.get_trials(deepcopy=False):
+            self.recorded += 1
             if frozen.state != TrialState.RUNNING:
+                self.finished += 1
                 self.tracker.finished(frozen, self.plan)
                 continue
             left = Process(self.plan.trial_folder(frozen.number))
@@ -90,8 +94,9 @@ class Driver:
         while len(self.running) < self.sweep.parallel and len(gpus) >= self.sweep.gpus and not self.signals:
             if self.waiting:
                 number = self.waiting.popleft()
-            elif len(self.study.get_trials(deepcopy=False)) < self.plan.trials:
+            elif self.recorded < self.plan.trials:
                 number = study.add_trial(self.study, self.sweep)
+                self.recorded += 1
             else:
                 return
             mine, gpus = gpus[: self.sweep.gpus], gpus[self.sweep.gpus :]
@@ -189,6 +194,7 @@ class Driver:
         if reason:
             Trial(self.study, study.frozen(self.study, number)._trial_id).set_user_attr(REASON, reason)
         self.study.tell(number, value, state)
+        self.finished += 1
         frozen = study.frozen(self.study, number)
         self.tracker.finished(frozen, self.plan)
         results.write_table(self.study, self.sweep)
@@ -207,9 +213,6 @@ class Driver:
 
     def _say(self, number: int, text: str) -> None:
         self.console.print(f"trial_{number:04d}  {text}", markup=False, highlight=False, soft_wrap=True)
-
-    def finished(self) -> int:
-        return sum(trial.state in FINISHED for trial in self.study.get_trials(deepcopy=False))
 
     def stop_all(self) -> None:
         """Ask every training for its checkpoint and wait; another Ctrl-C ends them at once."""
@@ -242,22 +245,20 @@ def run_sweep(sweep: SweepConfig, words: str = "", launch: Launch = process.laun
             number: signal.signal(number, lambda n, _: driver.signals.append(n))
             for number in (signal.SIGINT, signal.SIGTERM)
         }
-        finished = False
         try:
             _loop(driver, progress)
-            finished = driver.finished() >= plan.trials
         except BaseException:
             driver.stop_all()
             raise
         finally:
-            files = results.write_all(opened, sweep, plan) if driver.finished() else []
-            tracker.close(files, finished)
+            files = results.write_all(opened, sweep, plan) if driver.finished else []
+            tracker.close(files, driver.finished >= plan.trials)
             for number, handler in previous.items():
                 signal.signal(number, handler)
-    if not finished:
-        left = plan.trials - driver.finished()
+    if driver.finished < plan.trials:
+        left = plan.trials - driver.finished
         print(
-            f"stopped with {driver.finished()} of {plan.trials} trials finished, {left} to go; '{words}' goes on",
+            f"stopped with {driver.finished} of {plan.trials} trials finished, {left} to go; '{words}' goes on",
             file=sys.stderr,
         )
         return 130 if driver.signals[0] == signal.SIGINT else 0
@@ -279,8 +280,8 @@ def _loop(driver: Driver, progress: Any) -> None:
                 bars[number] = progress.add_task("", total=run.config.trainer.steps)
             shown = f"trial_{number:04d}" + (f" {run.value:.4g}" if math.isfinite(run.value) else "")
             progress.update(bars[number], completed=run.step, description=shown)
-        progress.update(bar, completed=driver.finished())
-        if not driver.running and (driver.signals or (not driver.waiting and driver.finished() >= driver.plan.trials)):
+        progress.update(bar, completed=driver.finished)
+        if not driver.running and (driver.signals or (not driver.waiting and driver.finished >= driver.plan.trials)):
             return
         time.sleep(_POLL_SECONDS)
 
