@@ -19,8 +19,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="Use trained models: **sample** volumes, **forecast** a follow-up scan, see the same brain under other conditions "
-    "(**counterfactual**), **evaluate** a run, **audit** its privacy, **report** all of it, **export** it; **doctor** shows "
-    "what this machine has. Models are trained by `deepspeed g3n/train.py`, data is prepared by `python -m data_prep`.",
+    "(**counterfactual**), **evaluate** a run, **audit** its privacy, **report** all of it, **export** it; **sweep** a config, "
+    "**compare** runs; **doctor** shows what this machine has. Models are trained by `deepspeed g3n/train.py`, data is prepared by `python -m data_prep`.",
 )
 evaluate_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode="markdown", help="Figures and pictures of a trained run."
@@ -482,6 +482,34 @@ def sweep_(
         describe(sweep)
         return
     raise typer.Exit(run_sweep(sweep, shlex.join(["g3n", "sweep", str(config), *(overrides or [])])))
+
+
+@app.command("compare")
+def compare_(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Run folders, or MLflow run ids.")],
+    output: Results,
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="Where MLflow ids are: a server, or sqlite:///runs/mlflow.db.")
+    ] = None,
+    evaluations: Annotated[
+        list[Path] | None, typer.Option(help="Folder with results of g3n evaluate or g3n report; repeatable.")
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(help="Pattern of metrics; repeatable. Default: val/* and train/*, but no levels or ages."),
+    ] = None,
+) -> None:
+    """What differs between runs: config, curves on one figure, last and lowest figures, and evaluations with their intervals.
+
+    Writes `compare.json`, `compare.csv` and `compare.png`.
+
+    Example: `g3n compare runs/demo/sweep-dit/trial_0003 runs/demo/sweep-dit/trial_0007 --output out/compare`
+
+    Example: `g3n compare runs/demo/dit runs/other/dit --evaluations out/evaluations --metric "val/*" --output out/compare`
+    """
+    from g3n.compare import compare
+
+    compare(runs, output, tracking_uri, evaluations or [], metric or [])
 
 
 @app.command()

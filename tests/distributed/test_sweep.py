@@ -102,7 +102,7 @@ def test_a_study_whose_driver_and_trial_were_killed_is_that_of_an_undisturbed_on
     Process(study / "trial_0002").kill()
     run(server, path)
     assert table(study) == table(root / "calm" / "study")
-    assert [row["state"] for row in table(study)][0] == "complete"
+    assert table(study)[0]["state"] == "complete"
     assert len(table(study)) == 4
     best, calm = (load_config(root / name / "study" / "best.yaml") for name in ("hurt", "calm"))
     assert (best.optim, best.model, best.trainer) == (calm.optim, calm.model, calm.trainer)
