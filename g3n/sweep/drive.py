@@ -82,10 +82,14 @@ class Driver:
             left = Process(self.plan.trial_folder(frozen.number))
             if (elsewhere := left.elsewhere()) is not None:
                 raise G3nError(f"'{left.run}' trains on another host ({elsewhere}); end it there, or go on there")
-            if left.alive():
+            alive = left.alive()
+            run = self._watch(frozen.number, left, left.gpus())
+            if alive:
                 self._say(frozen.number, "still trains: gone on with")
-                self._watch(frozen.number, left, left.gpus())
-            else:
+                continue
+            del self.running[frozen.number]
+            self._read(run)
+            if not self._settle(run):  # it is no fault of the trial's
                 self.waiting.append(frozen.number)
 
     def fill(self) -> None:
@@ -134,13 +138,14 @@ class Driver:
         values = "  ".join(f"{key}={results.short(value)}" for key, value in frozen.params.items())
         self._say(number, f"{'goes on' if checkpoint.finished_steps(run) else 'starts'}: {values}")
 
-    def _watch(self, number: int, child: Process, gpus: list[str]) -> None:
+    def _watch(self, number: int, child: Process, gpus: list[str]) -> Running:
         frozen = study.frozen(self.study, number)
         config = self.plan.config(number, frozen.params)
         trial = Trial(self.study, frozen._trial_id)
         run = Running(number, config, child, Tail(child.run / "metrics.jsonl"), gpus, trial)
         run.pruned = PRUNED_AT in frozen.user_attrs
         self.running[number] = run
+        return run
 
     def _read(self, run: Running) -> None:
         """Report validation figures; a pruned trial's later ones are not looked at, as if it had ended there at once."""
@@ -160,35 +165,39 @@ class Driver:
             if run.step < run.config.trainer.steps and run.step >= (frozen.last_step or 0):
                 run.pruned = study.should_prune(self.study, run.number)
 
-    def _ended(self, run: Running) -> None:
-        number, code = run.number, run.process.code()
+    def _settle(self, run: Running) -> bool:
+        """Record the end of a trial that needs no more training."""
         steps, saved = run.config.trainer.steps, checkpoint.finished_steps(run.process.run)
         if run.pruned:
-            self._tell(number, TrialState.PRUNED)
-        elif saved and saved[-1].name == f"step_{steps:08d}":
-            if run.value_step == steps and math.isfinite(run.value):
-                self._tell(number, TrialState.COMPLETE, run.value)
-            else:
-                self._tell(
-                    number, TrialState.FAIL, reason=f"{self.sweep.metric} is {run.value} at step {run.value_step}"
-                )
-        elif self.signals:
-            self.waiting.append(number)
+            self._tell(run.number, TrialState.PRUNED)
+        elif not saved or saved[-1] != checkpoint.step_folder(run.process.run, steps):
+            return False
+        elif run.value_step == steps and math.isfinite(run.value):
+            self._tell(run.number, TrialState.COMPLETE, run.value)
         else:
-            reason = process.last_error(run.process.run / "train.log")
-            if code == 2 and reason and not any(words in reason for words in _RETRY):
-                self._tell(number, TrialState.FAIL, reason=reason)
-                return
-            deaths = int(study.frozen(self.study, number).user_attrs.get(DEATHS, 0)) + 1
-            run.trial.set_user_attr(DEATHS, deaths)
-            how = f"with {code}" if code is not None else "without a word"
-            if deaths > self.sweep.retries:
-                self._tell(
-                    number, TrialState.FAIL, reason=f"ended {how} at step {run.step}, {deaths} times; see train.log"
-                )
-                return
-            self._say(number, f"ended {how} at step {run.step}: again, {deaths} of {self.sweep.retries}")
-            self.waiting.appendleft(number)
+            reason = f"{self.sweep.metric} is {run.value} at step {run.value_step}"
+            self._tell(run.number, TrialState.FAIL, reason=reason)
+        return True
+
+    def _ended(self, run: Running) -> None:
+        if self._settle(run):
+            return
+        number, code = run.number, run.process.code()
+        if self.signals:
+            self.waiting.append(number)
+            return
+        reason = process.last_error(run.process.run / "train.log")
+        if code == 2 and reason and not any(words in reason for words in _RETRY):
+            self._tell(number, TrialState.FAIL, reason=reason)
+            return
+        deaths = int(study.frozen(self.study, number).user_attrs.get(DEATHS, 0)) + 1
+        run.trial.set_user_attr(DEATHS, deaths)
+        how = f"with {code}" if code is not None else "without a word"
+        if deaths > self.sweep.retries:
+            self._tell(number, TrialState.FAIL, reason=f"ended {how} at step {run.step}, {deaths} times; see train.log")
+            return
+        self._say(number, f"ended {how} at step {run.step}: again, {deaths} of {self.sweep.retries}")
+        self.waiting.appendleft(number)
 
     def _tell(self, number: int, state: TrialState, value: float | None = None, reason: str = "") -> None:
         if reason:

@@ -54,17 +54,8 @@ def command(config: Path, world: int, on_gpus: bool) -> list[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     ranks = [] if on_gpus else ["--num_gpus", str(world)]
-    return [
-        deepspeed,
-        "--master_port",
-        str(port),
-        *ranks,
-        str(train.__file__),
-        "--config",
-        str(config),
-        "--resume",
-        "auto",
-    ]
+    here = ["--hostfile", os.devnull, "--master_port", str(port)]  # a trial is of this machine
+    return [deepspeed, *here, *ranks, str(train.__file__), "--config", str(config), "--resume", "auto"]
 
 
 def environment(gpus: Sequence[str], processes: int) -> dict[str, str]:
@@ -191,8 +182,10 @@ def visible_gpus() -> list[str]:
 
 def check_gpus(count: int) -> None:
     """Raise G3nError where a trial asks for more GPUs than there are."""
-    there = len(visible_gpus())
-    if there < count:
+    there = visible_gpus()
+    if len(there) < count:
         raise G3nError(
-            f"gpus {count} a trial, but {there} are visible here; set gpus lower, or gpus=0 cpu_ranks=2 for the CPU"
+            f"gpus {count} a trial, but {len(there)} are visible here; set gpus lower, or gpus=0 cpu_ranks=2 for the CPU"
         )
+    if count and not all(name.isdecimal() for name in there):
+        raise G3nError(f"CUDA_VISIBLE_DEVICES names '{there[0]}', but deepspeed takes numbers alone; give 0,1,...")

@@ -133,3 +133,26 @@ def test_a_server_that_comes_back_misses_nothing(tmp_path: Path, monkeypatch: py
     tracker.close(finished=True)
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     assert [m.step for m in client.get_metric_history(tracker.run_id or "", "train/loss")] == [1, 2, 3, 4, 5]
+
+
+def test_a_process_that_was_killed_leaves_a_run_that_the_next_one_finds_by_its_tag(tmp_path: Path) -> None:
+    """As in a sweep: no checkpoint has the id yet, the study's run is known to the second process alone, a row is sent twice."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    config = TrackingConfig(identity="abc/1", uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    first = tracking.MLflowRun(prepared(tmp_path), config, {"optim.lr": 0.1, "tracking.parent": None}, None)
+    first.metrics(1, {"train/loss": 0.5}, 12.5)
+    first.do(lambda _: first._queue.put(None))  # the thread ends, and nobody says that the run has
+    first._thread.join(60)
+    second = tracking.MLflowRun(tmp_path / "mae", config, {"optim.lr": 0.1, "seed": 0, "tracking.parent": "x"}, None)
+    second.metrics(1, {"train/loss": 0.5}, 12.5)
+    second.metrics(2, {"train/loss": 0.25}, 13.5)
+    second.close("FINISHED")
+    (entry,) = client.search_runs([client.get_experiment_by_name("g3n").experiment_id])
+    assert first.run_id == second.run_id == entry.info.run_id
+    assert entry.info.status == "FINISHED"
+    assert entry.data.params == {"optim.lr": "0.1", "seed": "0"}
+    history = client.get_metric_history(entry.info.run_id, "train/loss")
+    assert [(m.step, m.value, m.timestamp) for m in history] == [(1, 0.5, 12500), (2, 0.25, 13500)]
+    assert client.get_experiment_by_name("g3n").artifact_location == (tmp_path / "mlartifacts").as_uri()
