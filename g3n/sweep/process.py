@@ -181,8 +181,10 @@ def visible_gpus() -> list[str]:
 
 
 def check_gpus(count: int) -> None:
-    """Raise G3nError where a trial asks for more GPUs than there are."""
+    """Raise G3nError where a trial asks for more GPUs than there are, or for the CPU where ranks would find GPUs."""
     there = visible_gpus()
+    if count == 0 and there:
+        raise G3nError(f"gpus 0 is for machines without a GPU; here are {len(there)}, and ranks take them: give gpus=1")
     if len(there) < count:
         raise G3nError(
             f"gpus {count} a trial, but {len(there)} are visible here; set gpus lower, or gpus=0 cpu_ranks=2 for the CPU"

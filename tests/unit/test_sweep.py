@@ -292,7 +292,7 @@ def test_a_training_that_a_killed_driver_left_is_found_and_not_doubled(make: Mak
         wait_for(lambda: not left.alive())
     assert sweep(path) == 0
     assert (folder / "trial_0000" / "starts").read_text() == "x"
-    assert [row["state"] for row in table(tmp_path)] == ["complete"] * 2
+    assert [(row["state"], row["deaths"]) for row in table(tmp_path)] == [("complete", "0")] * 2
     with pytest.raises(G3nError, match="holds a study of another plan"):
         sweep(make(trials=2, metric="val/other"))
 
