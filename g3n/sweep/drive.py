@@ -17,6 +17,7 @@ from typing import Any
 
 import optuna
 from optuna.trial import Trial, TrialState
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -303,9 +304,9 @@ def show(driver: Driver) -> None:
     rows.sort(
         key=lambda row: (row["state"] != "complete", sign * row["value"] if row["value"] is not None else math.inf)
     )
-    table = Table(
-        "trial", "state", sweep.metric, *sweep.space, "step", title=f"sweep {sweep.name}", title_justify="left"
-    )
+    table = Table(title=f"sweep {sweep.name}", title_justify="left", box=box.SIMPLE)
+    for name in ("trial", "state", sweep.metric, *sweep.space, "step"):
+        table.add_column(name, overflow="fold")
     for row in rows:
         cells = [row["trial"], row["state"], row["value"], *(row.get(key) for key in sweep.space), row["step"]]
         table.add_row(*(escape(results.short(cell)) for cell in cells))

@@ -46,7 +46,8 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def haste(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Look often and draw nothing but in the test of pictures."""
+    """Look often and draw nothing but in the test of pictures. Whatever machine this is, no trial asks for its GPU."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(drive_module, "_POLL_SECONDS", 0.02)
     if "best_trial" not in request.node.name:
         monkeypatch.setattr(results, "draw", lambda *_: Path("none"))
@@ -112,9 +113,8 @@ def outcome(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
     ],
 )  # fmt: skip
 def test_mistakes_are_named_before_anything_starts(
-    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+    make: Make, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(G3nError) as caught:
         sweep(make(**changes))
     assert message in str(caught.value)
@@ -251,7 +251,9 @@ def undisturbed(cohort: Path) -> list[dict[str, str]]:
     """The same sweep by a driver that nobody kills."""
     path = cohort / "calm.yaml"
     path.write_text(write_yaml({**BASE, "config": f"{cohort}/mae.yaml", "runs": str(cohort / "calm"), **PRUNED}))
-    assert sweep(path) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        assert sweep(path) == 0
     return outcome(table(cohort / "calm"))
 
 
@@ -375,6 +377,15 @@ def test_another_plan_in_the_same_folder_is_refused_and_more_trials_are_not(make
     assert sweep(make(trials=3, parallel=2, retries=5)) == 0
     assert outcome(table(tmp_path))[:2] == first
     assert len(table(tmp_path)) == 3
+
+
+def test_the_cpu_is_not_asked_for_where_ranks_would_take_gpus(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with pytest.raises(G3nError, match="gpus 0 is for machines without a GPU; here are 1"):
+        sweep(make())
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1,GPU-2")
+    with pytest.raises(G3nError, match="names 'GPU-1', but deepspeed takes numbers alone"):
+        sweep(make(gpus=1))
 
 
 def test_gpus_are_given_to_one_trial_each(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
