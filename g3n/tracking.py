@@ -164,7 +164,6 @@ class MLflowRun:
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.ERROR)
-        from mlflow.entities import Param
         from mlflow.tracking import MlflowClient
 
         client = MlflowClient(store_uri(run, config))
@@ -182,17 +181,8 @@ class MLflowRun:
             tags = {"g3n.identity": config.identity, "mlflow.parentRunId": config.parent}
             tags = {name: value for name, value in tags.items() if value is not None}
             self.run_id = client.create_run(experiment_id, run_name=run.name, tags=tags).info.run_id
-        client.update_run(
-            self.run_id, status="RUNNING"
-        )  # one found by its tag may lack what a killed process did not send
-        known = client.get_run(self.run_id).data.params
-        items = [Param(k, str(v)[:500]) for k, v in params.items() if k not in known and not k.startswith("tracking.")]
-        for i in range(0, len(items), 100):
-            client.log_batch(self.run_id, params=items[i : i + 100])
-        for name in ("config.yaml", "env.json"):
-            if (run / name).is_file():
-                client.log_artifact(self.run_id, str(run / name))
-        client.set_tag(self.run_id, "git_sha", git_sha())
+        client.update_run(self.run_id, status="RUNNING")
+        describe_run(client, self.run_id, run, params)
         return client
 
 
@@ -213,6 +203,20 @@ def find_run(client: Any, experiment_id: str, identity: str) -> str | None:
     """The id of the MLflow run whose tag g3n.identity this is."""
     found = client.search_runs([experiment_id], filter_string=f"tags.`g3n.identity` = '{identity}'")
     return str(min(found, key=lambda run: run.info.start_time).info.run_id) if found else None
+
+
+def describe_run(client: Any, run_id: str, run: Path, params: Mapping[str, Any]) -> None:
+    """Parameters that are not there yet (a killed process may have sent some), the run folder's config and environment, the commit."""
+    from mlflow.entities import Param
+
+    known = client.get_run(run_id).data.params
+    items = [Param(k, str(v)[:500]) for k, v in params.items() if k not in known and not k.startswith("tracking.")]
+    for i in range(0, len(items), 100):
+        client.log_batch(run_id, params=items[i : i + 100])
+    for name in ("config.yaml", "env.json"):
+        if (run / name).is_file():
+            client.log_artifact(run_id, str(run / name))
+    client.set_tag(run_id, "git_sha", git_sha())
 
 
 def log_rows(client: Any, run_id: str, rows: Sequence[Mapping[str, float]]) -> None:

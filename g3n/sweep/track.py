@@ -15,11 +15,11 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from g3n.config import build, to_plain, write_yaml
+from g3n.config import build, read_yaml, to_plain, write_yaml
 from g3n.engine.checkpoint import flat
 from g3n.sweep.plan import Plan
 from g3n.sweep.process import Tail
-from g3n.tracking import MLflowRun, TrackingConfig, find_run, git_sha, log_rows, store_uri
+from g3n.tracking import MLflowRun, TrackingConfig, describe_run, find_run, git_sha, log_rows, store_uri
 
 _WAIT_SECONDS = 1.0  # of the first trial for the study's run; without it the trial is put under it later
 _TRIAL_CLOSE_SECONDS = 1.0
@@ -61,12 +61,15 @@ class StudyTracker:
         def complete(client: Any) -> None:
             experiment = client.get_run(parent.run_id).info.experiment_id
             child = find_run(client, experiment, f"{self.uid}/{trial.number}")
-            if child is None:
+            if child is None:  # tracking was off or away for as long as it trained
                 tags = {"g3n.identity": f"{self.uid}/{trial.number}"}
-                child = client.create_run(experiment, run_name=folder.name, tags=tags).info.run_id
+                child = str(client.create_run(experiment, run_name=folder.name, tags=tags).info.run_id)
+                if (folder / "config.yaml").is_file():
+                    describe_run(client, child, folder, flat(read_yaml(folder / "config.yaml")))
+            rows = Tail(folder / "metrics.jsonl").rows()
+            if any(_missing(client, child, name, rows) for name in (plan.sweep.metric, "train/loss")):
+                log_rows(client, child, rows)
             found = client.get_run(child)
-            if found.info.status not in ("FINISHED", "KILLED"):
-                log_rows(client, child, Tail(folder / "metrics.jsonl").rows())
             tags = {"mlflow.parentRunId": str(parent.run_id), "g3n.state": trial.state.name.lower()}
             tags |= {f"g3n.space.{key}": str(value) for key, value in trial.params.items()}
             for name, value in tags.items():
@@ -84,6 +87,12 @@ class StudyTracker:
         for path in files:
             self._run.artifact(path, "")
         self._run.close("FINISHED" if finished else "KILLED")
+
+
+def _missing(client: Any, run_id: str, name: str, rows: Sequence[dict[str, Any]]) -> bool:
+    """Whether MLflow lacks a step of a metric."""
+    steps = {row["step"] for row in rows if name in row}
+    return bool(steps) and not steps <= {metric.step for metric in client.get_metric_history(run_id, name)}
 
 
 def params(plan: Plan) -> dict[str, Any]:

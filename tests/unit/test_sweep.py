@@ -50,7 +50,7 @@ def haste(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> No
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(drive_module, "_POLL_SECONDS", 0.02)
     if "best_trial" not in request.node.name:
-        monkeypatch.setattr(results, "draw", lambda *_: Path("none"))
+        monkeypatch.setattr(results, "draw", lambda _, sweep: sweep.folder / "study.csv")
         monkeypatch.setattr(results, "_optuna_pictures", lambda *_: [])
 
 
@@ -400,6 +400,29 @@ def test_gpus_are_given_to_one_trial_each(make: Make, tmp_path: Path, monkeypatc
     assert run_sweep(load_sweep(make(gpus=2, parallel=8, trials=2)), "again", launch) == 0
     assert sorted(seen) == [("trial_0000", "4,5"), ("trial_0001", "6,7")]
     assert Process(tmp_path / "study" / "trial_0001").gpus() == ["6", "7"]
+
+
+def test_mlflow_is_filled_in_later_where_it_was_away(make: Make, tmp_path: Path) -> None:
+    """Nothing was tracked; the same command with tracking, twice, gives the study and its trials once."""
+    from mlflow.tracking import MlflowClient
+
+    assert sweep(make(trials=2)) == 0
+    for _ in range(2):
+        assert sweep(make(trials=2, overrides=[*BASE["overrides"], "tracking.mlflow=true"])) == 0
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("g3n").experiment_id])
+    (parent,) = [r for r in runs if r.info.run_name == "study"]
+    children = sorted((r for r in runs if r is not parent), key=lambda r: r.info.run_name)
+    assert [r.info.run_name for r in children] == ["trial_0000", "trial_0001"]
+    rows = table(tmp_path)
+    for child, row in zip(children, rows, strict=True):
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert (child.info.status, child.data.tags["g3n.state"]) == ("FINISHED", "complete")
+        history = client.get_metric_history(child.info.run_id, "val/masked")
+        assert [m.step for m in history] == [2, 4, 6, 8]
+        assert history[-1].value == pytest.approx(float(row["value"]))
+    assert len(client.get_metric_history(parent.info.run_id, "val/masked")) == 2
+    assert parent.info.status == "FINISHED"
 
 
 def test_a_tail_gives_new_rows_once_and_all_again_after_a_resume(tmp_path: Path) -> None:
