@@ -38,6 +38,7 @@ KEYS = {
     "stream": ("kind", "reader", "format", "workers", "cache", "batch"),
     "checkpoint": ("parameters", "precision"),
     "recovery": ("config", "save_every"),
+    "sweep": ("sweep",),
     "train": ("task", "source", "config", "gpus", "micro_batch"),
 }
 PROVENANCE = ("device", "driver", "cuda", "torch", "triton", "python", "git")
@@ -498,7 +499,8 @@ def other_sections(machine: Machine) -> list[str]:
         ]
     if rows := machine.rows("stream"):
         lines += stream_section(machine.name, rows)
-    for name, what in (("train", "Training"), ("checkpoint", "Checkpoints"), ("recovery", "Recovery from a kill")):
+    sections = {"train": "Training", "checkpoint": "Checkpoints", "recovery": "Recovery from a kill", "sweep": "Sweeps"}
+    for name, what in sections.items():
         if rows := machine.rows(name):
             columns = [c for c in rows[-1] if c not in PROVENANCE]
             values = [[r.get(c, "") for c in columns] for r in rows]

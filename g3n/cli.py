@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -19,8 +20,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Use trained models: **sample** volumes, **forecast** a follow-up scan, see the same brain under other conditions "
     "(**counterfactual**), **embed** scans, **probe** features, **evaluate** a run, **audit** its privacy, **report** all of it, "
-    "**export** it; **doctor** shows what this machine has. Models are trained by `deepspeed g3n/train.py`, data is prepared by "
-    "`python -m data_prep`.",
+    "**export** it; **sweep** a config, **compare** runs; **doctor** shows what this machine has. Models are trained by "
+    "`deepspeed g3n/train.py`, data is prepared by `python -m data_prep`.",
 )
 evaluate_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode="markdown", help="Figures and pictures of a trained run."
@@ -458,6 +459,61 @@ def report(
 
     page = write_report(lambda words: app(list(words), standalone_mode=False), run, forecaster, output, count, seed)
     typer.echo(f"report: {page}")
+
+
+@app.command("sweep")
+def sweep_(
+    config: Annotated[Path, typer.Argument(help="YAML of the sweep, one of configs/sweeps/*.yaml or yours.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="key=value", help="For example trials=40 parallel=4 sampler.seed=1.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check space and inputs, print the plan, train nothing.")
+    ] = False,
+) -> None:
+    """Train a config many times with other values, each time by `deepspeed g3n/train.py`; Optuna proposes and ends poor trials early.
+
+    The study lies in `runs/NAME`: `best.yaml` for `g3n/train.py --config`, `study.csv`, `sweep.png`, and a run folder a trial. The same
+    command goes on after Ctrl-C, a kill or a crash, with the same trials. In MLflow a study is a run with its trials under it.
+
+    Example: `g3n sweep configs/sweeps/tiny/dit.yaml`
+    """
+    from g3n.sweep.drive import describe, run_sweep
+    from g3n.sweep.plan import load_sweep
+
+    sweep = load_sweep(config, overrides or [])
+    if dry_run:
+        describe(sweep)
+        return
+    raise typer.Exit(run_sweep(sweep, shlex.join(["g3n", "sweep", str(config), *(overrides or [])])))
+
+
+@app.command("compare")
+def compare_(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Run folders, or MLflow run ids.")],
+    output: Results,
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="Where MLflow ids are: a server, or sqlite:///runs/mlflow.db.")
+    ] = None,
+    evaluations: Annotated[
+        list[Path] | None, typer.Option(help="Folder with results of g3n evaluate or g3n report; repeatable.")
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(help="Pattern of metrics; repeatable. Default: val/* and train/*, but no levels or ages."),
+    ] = None,
+) -> None:
+    """What differs between runs: config, curves on one figure, last and lowest figures, and evaluations with their intervals.
+
+    Writes `compare.json`, `compare.csv` and `compare.png`.
+
+    Example: `g3n compare runs/demo/sweep-dit/trial_0003 runs/demo/sweep-dit/trial_0007 --output out/compare`
+
+    Example: `g3n compare runs/demo/dit runs/other/dit --evaluations out/evaluations --metric "val/*" --output out/compare`
+    """
+    from g3n.compare import compare
+
+    compare(runs, output, tracking_uri, evaluations or [], metric or [])
 
 
 @app.command()

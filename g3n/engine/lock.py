@@ -50,3 +50,16 @@ def _locked(file: IO[str]) -> bool:
     except OSError:
         return True
     return True
+
+
+def owner(folder: Path) -> str | None:
+    """Who holds ``folder``, as "process 123 on host"; None where nobody does."""
+    try:
+        with open(folder / ".lock") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read(200).strip() or "unknown"
+    except OSError:
+        return None
+    return None

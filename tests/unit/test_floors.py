@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FLOORS = {
     "data_prep": 5, "benchmarks": 5, "g3n.train": 5, "g3n.cli": 5, "g3n.report": 5,
+    "g3n.sweep": 5, "g3n.compare": 4,
     "g3n.engine": 4, "g3n.evaluate": 4, "g3n.generate": 4, "g3n.outputs": 4, "g3n.tracking": 4, "g3n.doctor": 4,
     "g3n.meters": 4, "g3n.flops": 4, "g3n.levels": 4, "g3n.memory_plan": 4, "g3n.system": 4, "g3n.counterfactual": 4,
     "g3n.export": 4, "g3n.exported": 4,

@@ -97,13 +97,13 @@ def test_a_server_that_answers_500_or_not_at_all_costs_a_warning_and_no_metric(
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setattr(Answers, "silent", kind == "slow")
-    monkeypatch.setattr(tracking, "_CLOSE_SECONDS", 2.0)
     run = prepared(tmp_path)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     with caplog.at_level(logging.WARNING):
-        tracker = Tracker(run, TrackingConfig(uri=f"http://127.0.0.1:{server.server_port}"), {}, step=0, run_id=None)
+        config = TrackingConfig(uri=f"http://127.0.0.1:{server.server_port}", close_seconds=2)
+        tracker = Tracker(run, config, {}, step=0, run_id=None)
         for step in range(1, 201):
             tracker.metrics(step, {"train/loss": 0.5})
         tracker.close(finished=True)
@@ -133,3 +133,26 @@ def test_a_server_that_comes_back_misses_nothing(tmp_path: Path, monkeypatch: py
     tracker.close(finished=True)
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     assert [m.step for m in client.get_metric_history(tracker.run_id or "", "train/loss")] == [1, 2, 3, 4, 5]
+
+
+def test_a_process_that_was_killed_leaves_a_run_that_the_next_one_finds_by_its_tag(tmp_path: Path) -> None:
+    """As in a sweep: no checkpoint has the id yet, the study's run is known to the second process alone, a row is sent twice."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    config = TrackingConfig(identity="abc/1", uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    first = tracking.MLflowRun(prepared(tmp_path), config, {"optim.lr": 0.1, "tracking.parent": None}, None)
+    first.metrics(1, {"train/loss": 0.5}, 12.5)
+    first.do(lambda _: first._queue.put(None))  # the thread ends, and nobody says that the run has
+    first._thread.join(60)
+    second = tracking.MLflowRun(tmp_path / "mae", config, {"optim.lr": 0.1, "seed": 0, "tracking.parent": "x"}, None)
+    second.metrics(1, {"train/loss": 0.5}, 12.5)
+    second.metrics(2, {"train/loss": 0.25}, 13.5)
+    second.close("FINISHED")
+    (entry,) = client.search_runs([client.get_experiment_by_name("g3n").experiment_id])
+    assert first.run_id == second.run_id == entry.info.run_id
+    assert entry.info.status == "FINISHED"
+    assert entry.data.params == {"optim.lr": "0.1", "seed": "0"}
+    history = client.get_metric_history(entry.info.run_id, "train/loss")
+    assert [(m.step, m.value, m.timestamp) for m in history] == [(1, 0.5, 12500), (2, 0.25, 13500)]
+    assert client.get_experiment_by_name("g3n").artifact_location == (tmp_path / "mlartifacts").as_uri()
