@@ -63,20 +63,25 @@ def guided(
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Normal data around 0: ``variances_R`` along orthonormal ``directions_RNC``, variance ``rest`` (a scalar) along all others."""
+    """Normal data around a mean: ``variances_R`` along orthonormal ``directions_RNC``, variance ``rest`` (a scalar) along all others."""
 
     directions_RNC: Tensor
     variances_R: Tensor
     rest: Tensor
 
 
-def gaussian_velocity(x_BNC: Tensor, t_B: Tensor, data: Gaussian | None = None) -> Tensor:
-    """The mean velocity at x_t if data were normal: along a direction of variance s it is (t s - (1 - t)) / (t^2 s + (1 - t)^2) x_t.
+def gaussian_velocity(
+    x_BNC: Tensor, t_B: Tensor, data: Gaussian | None = None, mean_BNC: Tensor | None = None
+) -> Tensor:
+    """The mean velocity at x_t if data were normal around ``mean_BNC`` m (None: 0).
 
-    ``data`` None is the standard normal distribution, s = 1 everywhere. A network that predicts the rest need not learn to
-    pass its input through (the idea of Karras 2022, arXiv 2206.00364), nor, with ``data``, how latents vary together.
+    It is m + slope (x_t - t m), and along a direction of variance s the slope is (t s - (1 - t)) / (t^2 s + (1 - t)^2). ``data``
+    None is s = 1 everywhere. A network that predicts the rest need not learn to pass its input through (the idea of Karras
+    2022, arXiv 2206.00364), nor, with ``data``, how latents vary together.
     """
     t_B11 = t_B[:, None, None]
+    if mean_BNC is not None:
+        return mean_BNC + gaussian_velocity(x_BNC - t_B11 * mean_BNC, t_B, data)
     if data is None:
         return _slope(torch.ones_like(t_B11), t_B11) * x_BNC
     rest_B11 = _slope(data.rest, t_B11)

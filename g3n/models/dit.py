@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from g3n import ops
-from g3n.flow import Gaussian, gaussian_velocity
+from g3n.flow import gaussian_velocity
 from g3n.models.conditioning import Conditioning, Variable, VariableSet
+from g3n.models.gaussian import GaussianStart
 from g3n.models.layers import MLP, Attention, init_linear, run_blocks, sincos_positions
 
 
@@ -24,7 +25,9 @@ class DiTConfig:
     mlp: int = 4608
     qk_norm: bool = True
     gaussian_skip: bool = False  # predict the velocity beyond that of normal data; helps short runs (docs/log.md)
-    gaussian_rank: int = 0  # of that normal distribution, taken from the train latents; 0: the standard one
+    gaussian_rank: int = (
+        0  # directions of that distribution, which is then the train latents' (models/gaussian.py); 0: the standard one
+    )
     head_depth: int = 0  # blocks of a wide head after the trunk; 0 is none, see WideHead
     head_width: int = 0  # of its tokens; heads as wide as the trunk's, an MLP in the trunk's proportion
     variables: dict[str, Variable] = field(default_factory=dict)
@@ -98,31 +101,29 @@ class DiT(nn.Module):
     """Velocity of the flow at (x_t, t) under the clinical variables.
 
     A forecaster (``source_channels`` > 0) also reads the baseline's latents, joined to x_t along the channels.
-    ``gaussian_*`` are filled by the task that trains it. ``latent_mean`` and ``latent_scale`` only travel with the weights: LatentSpace reads them from the checkpoint.
+    ``start`` is filled by the task that trains it. ``latent_mean`` and ``latent_scale`` only travel with the weights: LatentSpace reads them from the checkpoint.
     """
 
     positions: Tensor
     latent_mean: Tensor
     latent_scale: Tensor
-    gaussian_directions: Tensor
-    gaussian_variances: Tensor
-    gaussian_rest: Tensor
 
     def __init__(self, config: DiTConfig, source_channels: int = 0) -> None:
         super().__init__()
         self.recompute = False
-        self.gaussian_skip, self.gaussian_rank = config.gaussian_skip, config.gaussian_rank
+        self.gaussian_skip = config.gaussian_skip
         width = config.width
         n_tokens = config.tokens[0] * config.tokens[1] * config.tokens[2]
         self.register_buffer("latent_mean", torch.zeros(n_tokens, config.channels))
         self.register_buffer("latent_scale", torch.ones(config.channels))
-        if config.gaussian_rank:
-            self.register_buffer("gaussian_directions", torch.zeros(config.gaussian_rank, n_tokens, config.channels))
-            self.register_buffer("gaussian_variances", torch.ones(config.gaussian_rank))
-            self.register_buffer("gaussian_rest", torch.ones(()))
         self.register_buffer("positions", sincos_positions(config.tokens, width))
         self.embed = nn.Linear(config.channels + source_channels, width)
         self.conditioning = Conditioning(VariableSet(config.variables), width)
+        self.start = (
+            GaussianStart(VariableSet(config.variables), n_tokens, config.channels, config.gaussian_rank)
+            if config.gaussian_rank
+            else None
+        )
         # the conditions also scale the positions: a first way for age to act here and not there
         self.place = nn.Linear(width, width)
         self.blocks = nn.ModuleList(
@@ -159,11 +160,6 @@ class DiT(nn.Module):
             velocity_BNC = self.predict(x_BND).float()
         else:  # time and variables reach it directly as well
             velocity_BNC = self.head(inputs, x_BND + c_BD[:, None]).float()
-        if not self.gaussian_skip:
-            return velocity_BNC
-        return velocity_BNC + gaussian_velocity(x_BNC.float(), t_B.float(), self._gaussian())
-
-    def _gaussian(self) -> Gaussian | None:
-        if not self.gaussian_rank:
-            return None
-        return Gaussian(self.gaussian_directions, self.gaussian_variances, self.gaussian_rest)
+        if self.start is not None:
+            return velocity_BNC + self.start(x_BNC, t_B, cond_BV)
+        return velocity_BNC + gaussian_velocity(x_BNC, t_B) if self.gaussian_skip else velocity_BNC

@@ -14,11 +14,11 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from g3n.config import G3nError
-from g3n.flow import Gaussian, integrate, path, shifted
+from g3n.flow import integrate, path, shifted
 from g3n.latent import LatentSpace
 from g3n.models.conditioning import VariableSet, drop_variables
 from g3n.models.dit import DiT, DiTConfig
-from g3n.models.gaussian import fit_gaussian
+from g3n.models.gaussian import GaussianStart
 from g3n.stream.index import ShardIndex
 from g3n.stream.lanes import eval_batches
 from g3n.stream.remote import read_file
@@ -187,26 +187,23 @@ class DiTTask:
         net = DiT(self.config.net)
         net.latent_mean.copy_(self.space.mean)
         net.latent_scale.copy_(self.space.scale)
-        if net.gaussian_rank:
-            found = self._gaussian(net.gaussian_rank)
-            there = len(found.variances_R)  # directions that are not stay 0 and add nothing
-            net.gaussian_directions[:there] = found.directions_RNC
-            net.gaussian_variances[:there] = found.variances_R
-            net.gaussian_rest.copy_(found.rest)
+        if net.start is not None:
+            self._fit(net.start)
         return net
 
-    def _gaussian(self, rank: int) -> Gaussian:
-        """Of up to ``GAUSSIAN_LATENTS`` latents of the train split."""
+    def _fit(self, start: GaussianStart) -> None:
+        """On up to ``GAUSSIAN_LATENTS`` latents of the train split."""
         latents: list[Tensor] = []
+        conditions: list[Tensor] = []
         subjects: list[str] = []
         for batch in eval_batches(self.index, None, "latent", "train", micro_batch=8, rank=0, world=1, seed=0):
-            latents.append(
-                self.space.standardize(batch.tensors["latent"].to(self.space.mean.device))[batch.weights > 0]
-            )
-            subjects += [key.split("_")[0] for key, w in zip(batch.keys, batch.weights, strict=True) if w > 0]
+            used_B = batch.weights > 0
+            latents.append(self.space.standardize(batch.tensors["latent"].to(self.space.mean.device))[used_B].cpu())
+            conditions.append(self.variables.encode(batch.variables)[used_B])
+            subjects += [key.split("_")[0] for key, used in zip(batch.keys, used_B, strict=True) if used]
             if len(subjects) >= GAUSSIAN_LATENTS:
                 break
-        return fit_gaussian(torch.cat(latents).cpu(), subjects, rank)
+        start.fit(torch.cat(latents), torch.cat(conditions), subjects)
 
     def frozen(self) -> Mapping[str, nn.Module]:
         return {"space": self.space}
