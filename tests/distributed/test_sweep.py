@@ -184,7 +184,7 @@ def test_a_server_shows_the_study_with_its_trials_under_it(root: Path, server: S
         f"tracking.uri={mlflow_server}",
         "tracking.experiment=sweeps",
     ]
-    path = write(root, "served", overrides=changes, trials=3)
+    path = write(root, "served", overrides=changes, trials=2)
     log, study = path.with_suffix(".log"), root / "served" / "study"
     driver = server.driver([str(path)], log)
     wait_for(lambda: checkpoints(study / "trial_0000") >= 1, driver, log)
@@ -197,13 +197,13 @@ def test_a_server_shows_the_study_with_its_trials_under_it(root: Path, server: S
     runs = client.search_runs([experiment.experiment_id])
     (parent,) = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
     children = {r.info.run_name: r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id}
-    assert sorted(children) == ["trial_0000", "trial_0001", "trial_0002"]
-    assert len(runs) == 4
+    assert sorted(children) == ["trial_0000", "trial_0001"]
+    assert len(runs) == 3
     assert (parent.info.run_name, parent.info.status) == ("study", "FINISHED")
     plan = json.loads((study / "plan.json").read_text())
     told = {
         "space.optim.lr": "float 0.0001 .. 0.01 log", "space.model.mask_ratio": "0.5 | 0.75", "sampler.kind": "tpe",
-        "sampler.seed": "1", "pruner.kind": "asha", "metric": "val/masked", "trials": "3", "git_sha": plan["git_sha"],
+        "sampler.seed": "1", "pruner.kind": "asha", "metric": "val/masked", "trials": "2", "git_sha": plan["git_sha"],
         "data_fingerprint": plan["plan"]["data_fingerprint"], "config.trainer.steps": "12",
     }  # fmt: skip
     assert {name: parent.data.params.get(name) for name in told} == told
@@ -235,14 +235,9 @@ def test_a_server_that_never_answers_stops_no_sweep(root: Path, server: Server) 
         silent.bind(("127.0.0.1", 0))
         silent.listen(64)
         uri = f"tracking.uri=http://127.0.0.1:{silent.getsockname()[1]}"
-        path = write(
-            root,
-            "deaf",
-            overrides=[*SWEEP["overrides"], "tracking.mlflow=true", uri, "tracking.close_seconds=2"],
-            trials=2,
-        )
+        changes = [*SWEEP["overrides"], "tracking.mlflow=true", uri, "tracking.close_seconds=2"]
+        path = write(root, "deaf", overrides=changes, trials=1)
         run(server, path)
     study = root / "deaf" / "study"
-    assert len(table(study)) == 2
-    for number in range(2):
-        assert "MLflow did not answer within 1 s" in (study / f"trial_{number:04d}" / "train.log").read_text()
+    assert len(table(study)) == 1
+    assert "MLflow did not answer within 1 s" in (study / "trial_0000" / "train.log").read_text()
