@@ -35,7 +35,7 @@ class Forked:
     def poll(self) -> int | None:
         return int(self.exit.read_text()) if self.exit.is_file() else None
 
-    def wait(self, timeout: float = 120) -> int:
+    def wait(self, timeout: float = 300) -> int:
         until = time.monotonic() + timeout
         while (code := self.poll()) is None:
             assert time.monotonic() < until, f"process {self.pid} still runs after {timeout} s"

@@ -145,10 +145,8 @@ class Driver:
         trial = Trial(self.study, frozen._trial_id)
         run = Running(number, config, child, Tail(child.run / "metrics.jsonl"), gpus, trial)
         run.pruned = PRUNED_AT in frozen.user_attrs
-        if (
-            run.pruned
-        ):  # the driver that decided so may have ended before the rung was recorded, which others are compared with
-            trial.should_prune()
+        if run.pruned:
+            trial.should_prune()  # a driver killed as it decided so may not have recorded the rung, which others are compared at
         self.running[number] = run
         return run
 

@@ -62,7 +62,7 @@ def table(study: Path) -> list[dict[str, str]]:
 
 
 def wait_for(
-    condition: Callable[[], bool], driver: Forked | None = None, log: Path | None = None, seconds: float = 60
+    condition: Callable[[], bool], driver: Forked | None = None, log: Path | None = None, seconds: float = 180
 ) -> None:
     until = time.monotonic() + seconds
     while not condition():
@@ -127,13 +127,13 @@ def test_a_user_sweeps_by_the_command_and_ends_it_by_ctrl_c(root: Path) -> None:
         driver.send_signal(signal.SIGINT)
         assert driver.stderr
         told = driver.stderr.read()
-        assert driver.wait(60) == 130, told
+        assert driver.wait(180) == 130, told
     assert "stopped with 0 of 1 trials finished" in told
     assert f"g3n sweep {path} '{steps}'' goes on" in told
     assert not Process(study / "trial_0000").alive()
     reached = int(sorted((study / "trial_0000" / "ckpt").glob("step_*"))[-1].name[5:])
     assert 0 < reached < 120
-    again = subprocess.run([*line, steps], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
+    again = subprocess.run([*line, steps], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=400)
     assert again.returncode == 0, again.stderr[-3000:]
     assert "best: trial 0" in again.stdout
     assert (
@@ -184,7 +184,7 @@ def test_a_server_shows_the_study_with_its_trials_under_it(root: Path, server: S
         f"tracking.uri={mlflow_server}",
         "tracking.experiment=sweeps",
     ]
-    path = write(root, "served", overrides=changes, trials=3)
+    path = write(root, "served", overrides=changes, trials=2)
     log, study = path.with_suffix(".log"), root / "served" / "study"
     driver = server.driver([str(path)], log)
     wait_for(lambda: checkpoints(study / "trial_0000") >= 1, driver, log)
@@ -197,13 +197,13 @@ def test_a_server_shows_the_study_with_its_trials_under_it(root: Path, server: S
     runs = client.search_runs([experiment.experiment_id])
     (parent,) = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
     children = {r.info.run_name: r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id}
-    assert sorted(children) == ["trial_0000", "trial_0001", "trial_0002"]
-    assert len(runs) == 4
+    assert sorted(children) == ["trial_0000", "trial_0001"]
+    assert len(runs) == 3
     assert (parent.info.run_name, parent.info.status) == ("study", "FINISHED")
     plan = json.loads((study / "plan.json").read_text())
     told = {
         "space.optim.lr": "float 0.0001 .. 0.01 log", "space.model.mask_ratio": "0.5 | 0.75", "sampler.kind": "tpe",
-        "sampler.seed": "1", "pruner.kind": "asha", "metric": "val/masked", "trials": "3", "git_sha": plan["git_sha"],
+        "sampler.seed": "1", "pruner.kind": "asha", "metric": "val/masked", "trials": "2", "git_sha": plan["git_sha"],
         "data_fingerprint": plan["plan"]["data_fingerprint"], "config.trainer.steps": "12",
     }  # fmt: skip
     assert {name: parent.data.params.get(name) for name in told} == told
@@ -235,14 +235,9 @@ def test_a_server_that_never_answers_stops_no_sweep(root: Path, server: Server) 
         silent.bind(("127.0.0.1", 0))
         silent.listen(64)
         uri = f"tracking.uri=http://127.0.0.1:{silent.getsockname()[1]}"
-        path = write(
-            root,
-            "deaf",
-            overrides=[*SWEEP["overrides"], "tracking.mlflow=true", uri, "tracking.close_seconds=2"],
-            trials=2,
-        )
+        changes = [*SWEEP["overrides"], "tracking.mlflow=true", uri, "tracking.close_seconds=2"]
+        path = write(root, "deaf", overrides=changes, trials=1)
         run(server, path)
     study = root / "deaf" / "study"
-    assert len(table(study)) == 2
-    for number in range(2):
-        assert "MLflow did not answer within 1 s" in (study / f"trial_{number:04d}" / "train.log").read_text()
+    assert len(table(study)) == 1
+    assert "MLflow did not answer within 1 s" in (study / "trial_0000" / "train.log").read_text()

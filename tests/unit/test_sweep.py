@@ -210,6 +210,9 @@ def undisturbed(cohort: Path) -> list[dict[str, str]]:
     path.write_text(write_yaml({**BASE, "config": f"{cohort}/mae.yaml", "runs": str(cohort / "calm"), **PRUNED}))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        patch.setattr(drive_module, "_POLL_SECONDS", 0.02)
+        patch.setattr(results, "draw", lambda _, sweep: sweep.folder / "study.csv")
+        patch.setattr(results, "_optuna_pictures", lambda *_: [])
         assert sweep(path) == 0
     return outcome(table(cohort / "calm"))
 
@@ -249,30 +252,55 @@ def drive(path: Path, *words: str) -> int:
     return pid
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.01)
 
 
+def die_after(writes: int) -> None:
+    """This process, a driver, is killed right after so many writes to the study."""
+    done: list[str] = []
+
+    def deadly(write: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            result = write(*args, **kwargs)
+            done.append(write.__name__)
+            if len(done) == writes:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        return call
+
+    study.add_trial = deadly(study.add_trial)
+    optuna.Study.tell = deadly(optuna.Study.tell)  # type: ignore[method-assign]
+    for name in ("report", "set_user_attr", "should_prune"):
+        setattr(optuna.trial.Trial, name, deadly(getattr(optuna.trial.Trial, name)))
+
+
 def test_drivers_killed_again_and_again_lose_and_double_nothing(
     make: Make, tmp_path: Path, undisturbed: list[dict[str, str]]
 ) -> None:
-    path, folder = make(**PRUNED), tmp_path / "study"
-    folder.mkdir()
-    (folder / "slow.txt").write_text("0.05")
-    rng = np.random.default_rng(0)
-    for _ in range(4):
-        pid = drive(path)
-        time.sleep(float(rng.uniform(0.4, 1.2)))
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-    (folder / "slow.txt").unlink()
-    assert sweep(path) == 0
-    assert outcome(table(tmp_path)) == undisturbed
+    """Drivers live for one, two and three writes to the study in turn, so that one dies between any two."""
+    path, lives = make(**{**PRUNED, "trials": 6}), 0
+    code = -signal.SIGKILL
+    while code == -signal.SIGKILL:
+        assert lives < 60
+        pid = os.fork()
+        if not pid:
+            try:
+                die_after(1 + lives % 3)
+                os._exit(sweep(path))
+            except BaseException:
+                os._exit(99)
+        lives += 1
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert code == 0
+    assert lives > 10
+    assert outcome(table(tmp_path)) == undisturbed[:6]
     assert all(row["deaths"] == "0" for row in table(tmp_path))
-    assert not any(Process(run).alive() for run in folder.glob("trial_*"))
+    assert not any(Process(run).alive() for run in (tmp_path / "study").glob("trial_*"))
 
 
 @pytest.mark.parametrize("ends", [False, True], ids=["trains on", "ends before"])
