@@ -106,8 +106,7 @@ def model_config(generator: Generator, forecaster: Generator | None) -> ModelCon
                 f"'{forecaster.run.path}' and '{run.path}' have different tokenizers or grids; train both on one"
             )
         its = build(ForecastTaskConfig, forecaster.run.config["model"], "model")
-        gate_years = its.gate_years if its.elapsed_gate else None
-        second = FlowConfig(its.net, its.noise, forecaster.run.step, its.shift, its.history, gate_years)
+        second = FlowConfig(its.net, its.noise, forecaster.run.step, its.shift, its.history, its.tau_years)
     return ModelConfig(
         format=FORMAT,
         g3n_version=_version(),

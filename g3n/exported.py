@@ -27,7 +27,7 @@ from g3n.models.dit import DiT, DiTConfig
 from g3n.models.mae import Encoder, MAEConfig
 from g3n.models.pretrained import Run, fingerprint
 from g3n.nifti import Grid, place_on_atlas, to_grid
-from g3n.tasks.forecast import source_channels
+from g3n.tasks.forecast import forecast_net
 
 FORMAT = "g3n-model-1"
 WEIGHTS = "model.safetensors"
@@ -179,8 +179,8 @@ def load(path: str | Path, device: str | None = None) -> Model:
             tokenizer = Tokenizer(config.tokenizer, config.encoder.width, config.encoder.tokens, config.encoder.patch)
             flow, forecaster = DiT(config.generator.net), None
             if config.forecaster:
-                channels = source_channels(config.forecaster.net.channels, config.forecaster.history)
-                forecaster = DiT(config.forecaster.net, channels)
+                its = config.forecaster
+                forecaster = forecast_net(its.net, its.noise, its.history, its.gate_years)
     except (ValueError, RuntimeError, AttributeError, KeyError) as error:
         raise G3nError(f"'{path / 'config.json'}' describes no model: {_line(error)}") from error
     read_weights(path, "encoder", encoder, prints.encoder)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 Velocity = Callable[[Tensor, Tensor], Tensor]  # (x_BNC, t_B) -> float32 [B, N, C]
 Sampler = Literal["euler", "heun", "multistep"]
+_TINY = 1e-12
 Time = TypeVar("Time", float, Tensor)
 
 
@@ -63,11 +64,15 @@ def guided(
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Normal data around a mean: ``variances_R`` along orthonormal ``directions_RNC``, variance ``rest`` (a scalar) along all others."""
+    """Normal data around a mean: ``variances_R`` along orthonormal ``directions_RNC``, variance ``rest`` (a scalar) along all others.
+
+    ``noise`` is the standard deviation of x0, which is normal around 0.
+    """
 
     directions_RNC: Tensor
     variances_R: Tensor
     rest: Tensor
+    noise: float = 1.0
 
 
 def gaussian_velocity(
@@ -75,23 +80,31 @@ def gaussian_velocity(
 ) -> Tensor:
     """The mean velocity at x_t if data were normal around ``mean_BNC`` m (None: 0).
 
-    It is m + slope (x_t - t m), and along a direction of variance s the slope is (t s - (1 - t)) / (t^2 s + (1 - t)^2). ``data``
-    None is s = 1 everywhere. A network that predicts the rest need not learn to pass its input through (the idea of Karras
+    It is m + slope (x_t - t m), and along a direction of variance v the slope is (t v - (1 - t) s^2) / (t^2 v + (1 - t)^2 s^2) for
+    noise of standard deviation s. ``data`` None is v = s = 1. A network that predicts the rest need not learn to pass its input through (the idea of Karras
     2022, arXiv 2206.00364), nor, with ``data``, how latents vary together.
     """
     t_B11 = t_B[:, None, None]
     if mean_BNC is not None:
         return mean_BNC + gaussian_velocity(x_BNC - t_B11 * mean_BNC, t_B, data)
     if data is None:
-        return _slope(torch.ones_like(t_B11), t_B11) * x_BNC
-    rest_B11 = _slope(data.rest, t_B11)
+        return _slope(torch.ones_like(t_B11), t_B11, 1.0) * x_BNC
+    rest_B11 = _slope(data.rest, t_B11, data.noise)
     along_BR = torch.einsum("bnc,rnc->br", x_BNC, data.directions_RNC)
-    more_BR = _slope(data.variances_R, t_B[:, None]) - rest_B11[..., 0]
+    more_BR = _slope(data.variances_R, t_B[:, None], data.noise) - rest_B11[..., 0]
     return rest_B11 * x_BNC + torch.einsum("br,rnc->bnc", more_BR * along_BR, data.directions_RNC)
 
 
-def _slope(variance: Tensor, t: Tensor) -> Tensor:
-    return (t * variance - (1 - t)) / (t**2 * variance + (1 - t) ** 2)
+def _slope(variance: Tensor, t: Tensor, noise: float) -> Tensor:
+    from_noise = (1 - t) * noise**2
+    return (t * variance - from_noise) / (t**2 * variance + (1 - t) * from_noise).clamp(min=_TINY)
+
+
+def elapsed_gate(elapsed_years_B: Tensor, tau_years: float | None) -> Tensor:
+    """1 - exp(-elapsed / tau), float32 [B]: exactly 0 at 0 years; 1 where the time is unknown (NaN) or ``tau_years`` is None."""
+    if tau_years is None:
+        return torch.ones_like(elapsed_years_B, dtype=torch.float32)
+    return (-torch.expm1(-elapsed_years_B.float() / tau_years)).nan_to_num(1.0)
 
 
 @torch.no_grad()

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 from g3n.config import G3nError, build
-from g3n.flow import Sampler, guided, integrate
+from g3n.flow import Sampler, elapsed_gate, guided, integrate
 from g3n.latent import LatentSpace, freeze, pick_device
-from g3n.models.conditioning import VariableSet
+from g3n.models.conditioning import VariableSet, drop_variables
 from g3n.models.dit import DiT
 from g3n.models.pretrained import Run, load_weights, open_run
 from g3n.nifti import Grid
 from g3n.stream.index import ShardIndex, load_index
 from g3n.tasks.base import randn_like_samples
 from g3n.tasks.dit import DiTTaskConfig
-from g3n.tasks.forecast import ForecastTaskConfig, elapsed_gate, gated, source_channels, start_from, with_history
+from g3n.tasks.forecast import ForecastTaskConfig, forecast_net, gated, keep_elapsed, start_from, with_history
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ def open_forecaster(run_path: str | Path, device: str | None = None) -> Generato
     run = open_run(run_path, "forecast")
     config = build(ForecastTaskConfig, run.config["model"], "model")
     opened = _open(
-        run, config, DiT(config.net, source_channels(config.net.channels, config.history)), config.noise, device
+        run, config, forecast_net(config.net, config.noise, config.history, config.tau_years), config.noise, device
     )
-    return replace(opened, history=config.history, gate_years=config.gate_years if config.elapsed_gate else None)
+    return replace(opened, history=config.history, gate_years=config.tau_years)
 
 
 def _open(run: Run, config: DiTTaskConfig, model: DiT, noise: float, device: str | None) -> Generator:
@@ -93,7 +93,8 @@ def _solve(
     shift: float | None = None,
 ) -> Tensor:
     """Integrate from ``start_BNC``; standardized latents float32 [B, N, C]. bf16 arithmetic on a GPU."""
-    null_BV = torch.full_like(cond_BV, torch.nan)
+    every_BV = torch.ones_like(cond_BV, dtype=torch.bool)
+    null_BV = drop_variables(cond_BV, keep_elapsed(generator.variables, every_BV, generator.gate_years))
 
     def velocity(cond: Tensor) -> Any:
         def call(x_BNC: Tensor, t_B: Tensor) -> Tensor:

@@ -25,13 +25,13 @@ from g3n.evaluate.baselines import (
 )
 from g3n.evaluate.montage import write_montage
 from g3n.evaluate.report import means, print_means, subject_of, write_csv, write_json
-from g3n.flow import integrate
+from g3n.flow import elapsed_gate, integrate
 from g3n.generate import Generator, open_latents
 from g3n.meters import progress_bar
 from g3n.stream.lanes import eval_batches
 from g3n.stream.samples import Batch
 from g3n.tasks.base import randn_like_samples
-from g3n.tasks.forecast import elapsed_gate, gated, start_from, with_elapsed, with_history
+from g3n.tasks.forecast import gated, start_from, with_elapsed, with_history
 
 COLUMNS = ("psnr_db", "no_change_psnr_db", "psnr_gain_db", "ventricle_error_ml", "no_change_ventricle_error_ml")
 FIGURES = ("mae", "psnr_db", "ssim", "ventricle_error_ml")

@@ -100,7 +100,8 @@ class WideHead(nn.Module):
 class DiT(nn.Module):
     """Velocity of the flow at (x_t, t) under the clinical variables.
 
-    A forecaster (``source_channels`` > 0) also reads the baseline's latents, joined to x_t along the channels.
+    A forecaster (``source_channels`` > 0) also reads the baseline's latents, joined to x_t along the channels; ``noise`` and
+    ``gate_years`` are those of its path (tasks/forecast.py), which only ``start`` asks for.
     ``start`` is filled by the task that trains it. ``latent_mean`` and ``latent_scale`` only travel with the weights: LatentSpace reads them from the checkpoint.
     """
 
@@ -108,7 +109,9 @@ class DiT(nn.Module):
     latent_mean: Tensor
     latent_scale: Tensor
 
-    def __init__(self, config: DiTConfig, source_channels: int = 0) -> None:
+    def __init__(
+        self, config: DiTConfig, source_channels: int = 0, noise: float = 1.0, gate_years: float | None = None
+    ) -> None:
         super().__init__()
         self.recompute = False
         self.gaussian_skip = config.gaussian_skip
@@ -120,7 +123,15 @@ class DiT(nn.Module):
         self.embed = nn.Linear(config.channels + source_channels, width)
         self.conditioning = Conditioning(VariableSet(config.variables), width)
         self.start = (
-            GaussianStart(VariableSet(config.variables), n_tokens, config.channels, config.gaussian_rank)
+            GaussianStart(
+                VariableSet(config.variables),
+                n_tokens,
+                config.channels,
+                config.gaussian_rank,
+                source_channels > 0,
+                noise,
+                gate_years,
+            )
             if config.gaussian_rank
             else None
         )
@@ -161,5 +172,6 @@ class DiT(nn.Module):
         else:  # time and variables reach it directly as well
             velocity_BNC = self.head(inputs, x_BND + c_BD[:, None]).float()
         if self.start is not None:
-            return velocity_BNC + self.start(x_BNC, t_B, cond_BV)
+            baseline_BNC = None if source_BNC is None else source_BNC[..., : x_BNC.shape[-1]]
+            return velocity_BNC + self.start(x_BNC, t_B, cond_BV, baseline_BNC)
         return velocity_BNC + gaussian_velocity(x_BNC, t_B) if self.gaussian_skip else velocity_BNC

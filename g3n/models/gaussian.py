@@ -1,6 +1,7 @@
 """What simple statistics tell of latents: a mean that is linear in the variables, and how they vary together around it.
 
-A DiT that begins there (``gaussian_rank``) spends its steps on what is left.
+A DiT that begins there (``gaussian_rank``) spends its steps on what is left. For a forecaster it is the change since the
+baseline, whose mean is linear in the baseline's principal components too.
 """
 
 from __future__ import annotations
@@ -10,12 +11,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from g3n.flow import Gaussian, gaussian_velocity
+from g3n.flow import Gaussian, elapsed_gate, gaussian_velocity
 from g3n.models.conditioning import VariableSet
 
 HELD_OUT = 5  # every fifth subject tells how much of a new person lies outside the directions
 LEAST_VARIANCE = 1e-4
-PENALTY = 5.0  # of the means' ridge regression: as much as so many scans
+PENALTIES = (
+    1.0,
+    5.0,
+    25.0,
+    125.0,
+    625.0,
+    3125.0,
+)  # of the means' ridge regression, in scans; the best by leave-one-out is taken
+SOURCE_RANK = 8  # principal components of the baseline
+LEAST_GATE = 1e-3
 INTERACTS = (
     "modality"  # what a variable does to intensities depends on it: ventricles are dark in a T1 and bright in a T2
 )
@@ -26,27 +36,43 @@ class GaussianStart(nn.Module):
 
     Nothing of it is trained; ``fit`` fills it. A null variable counts as its mean over the train split, so what it would have
     explained is missing from the covariance, and left to the network.
+
+    For a forecaster (``of_change``) data is the change since the baseline over the gate of the elapsed time (``gate_years``, see
+    tasks/forecast.py), and the noise at the start has the standard deviation ``noise``.
     """
 
     center_K: Tensor
+    scale_K: Tensor
     means_LNC: Tensor
     directions_RNC: Tensor
     variances_R: Tensor
     rest: Tensor
+    source_SNC: Tensor
 
-    def __init__(self, variables: VariableSet, tokens: int, channels: int, rank: int) -> None:
+    def __init__(
+        self,
+        variables: VariableSet,
+        tokens: int,
+        channels: int,
+        rank: int,
+        of_change: bool = False,
+        noise: float = 1.0,
+        gate_years: float | None = None,
+    ) -> None:
         super().__init__()
-        self.variables = variables
-        names = variables.names
-        one, columns = torch.zeros(1, len(names)), self._columns(torch.zeros(1, len(names))).shape[1]
+        self.variables, self.of_change, self.noise, self.gate_years = variables, of_change, noise, gate_years
+        self.register_buffer("source_SNC", torch.zeros(SOURCE_RANK if of_change else 0, tokens, channels))
+        columns = sum(len(v.levels) or 2 for v in variables.table.values()) + len(self.source_SNC)
+        products = 1 + len(variables.levels.get(INTERACTS, ()))
         self.register_buffer("center_K", torch.zeros(columns))
-        self.register_buffer("means_LNC", torch.zeros(self._design(one).shape[1], tokens, channels))
+        self.register_buffer("scale_K", torch.ones(columns))
+        self.register_buffer("means_LNC", torch.zeros(columns * products, tokens, channels))
         self.register_buffer("directions_RNC", torch.zeros(rank, tokens, channels))
         self.register_buffer("variances_R", torch.ones(rank))
         self.register_buffer("rest", torch.ones(()))
 
-    def _columns(self, cond_BV: Tensor) -> Tensor:
-        """[B, K]: one column a level, the value and its square of a number; NaN where the variable is null."""
+    def _columns(self, cond_BV: Tensor, source_BNC: Tensor | None) -> Tensor:
+        """[B, K]: one column a level, the value and its square of a number, the baseline's components; NaN where null."""
         found = []
         for i, variable in enumerate(self.variables.table.values()):
             value_B = cond_BV[:, i].float()
@@ -57,11 +83,13 @@ class GaussianStart(nn.Module):
                 low, high = variable.bounds
                 u_B = 2 * (value_B - low) / (high - low) - 1
                 found.append(torch.stack([u_B, u_B**2], dim=1))
+        if source_BNC is not None:
+            found.append(torch.einsum("bnc,snc->bs", source_BNC.float(), self.source_SNC))
         return torch.cat(found, dim=1)
 
-    def _design(self, cond_BV: Tensor) -> Tensor:
-        """[B, L]: columns around their means, 0 where null; and the products of each with the levels of ``INTERACTS``."""
-        columns_BK = (self._columns(cond_BV) - self.center_K).nan_to_num(0.0)
+    def _design(self, cond_BV: Tensor, source_BNC: Tensor | None) -> Tensor:
+        """[B, L]: columns around their means in units of their spread, 0 where null, and their products with the levels of ``INTERACTS``."""
+        columns_BK = ((self._columns(cond_BV, source_BNC) - self.center_K) / self.scale_K).nan_to_num(0.0)
         if INTERACTS not in self.variables.levels:
             return columns_BK
         value_B = cond_BV[:, self.variables.names.index(INTERACTS)]
@@ -71,8 +99,10 @@ class GaussianStart(nn.Module):
         return torch.cat([columns_BK, (level_BM[:, :, None] * columns_BK[:, None]).flatten(1)], dim=1)
 
     @torch.no_grad()
-    def fit(self, latent_PNC: Tensor, cond_PV: Tensor, subjects: Sequence[str]) -> None:
-        """From standardized latents float32 [P, N, C] and encoded variables [P, V] of the train split.
+    def fit(
+        self, latent_PNC: Tensor, cond_PV: Tensor, subjects: Sequence[str], source_PNC: Tensor | None = None
+    ) -> None:
+        """From standardized latents float32 [P, N, C] (of a forecaster: follow-ups) and encoded variables [P, V] of the train split.
 
         With few scans and many numbers, what is outside the directions looks far smaller in the scans they come from than it is
         in others: ``rest`` is measured on a fifth of the subjects with directions of the others. Fewer than ``HELD_OUT`` subjects
@@ -81,13 +111,22 @@ class GaussianStart(nn.Module):
         people = sorted(set(subjects))
         if len(people) < HELD_OUT:
             return
-        columns_PK = self._columns(cond_PV)
+        flat_PD = latent_PNC.double().flatten(1)
+        gate_P1 = torch.ones(len(flat_PD), 1, dtype=torch.float64)
+        if source_PNC is not None:
+            flat_PD = flat_PD - source_PNC.double().flatten(1)
+            gate_P1 = self._gate(cond_PV).double()[:, None]
+            directions_SD, _ = components(source_PNC.double().flatten(1), SOURCE_RANK)
+            self.source_SNC[: len(directions_SD)] = directions_SD.view(-1, *source_PNC.shape[1:]).float()
+        columns_PK = self._columns(cond_PV, source_PNC)
         self.center_K.copy_(columns_PK.nanmean(dim=0).nan_to_num(0.0))
-        design_PL, flat_PD = self._design(cond_PV).double(), latent_PNC.double().flatten(1)
-        gram_LL = design_PL.T @ design_PL + PENALTY * torch.eye(design_PL.shape[1], dtype=torch.float64)
-        means_LD = torch.linalg.solve(gram_LL, design_PL.T @ flat_PD)
+        spread_K = (columns_PK - self.center_K).square().nanmean(dim=0).sqrt().nan_to_num(0.0)
+        self.scale_K.copy_(torch.where(spread_K > 1e-6, spread_K, 1.0))
+        # a change is its mean times the gate: that is what is regressed, so that short times do not shout
+        design_PL = gate_P1 * self._design(cond_PV, source_PNC).double()
+        means_LD = ridge(design_PL, flat_PD)
         self.means_LNC.copy_(means_LD.view_as(self.means_LNC))
-        flat_PD = flat_PD - design_PL @ means_LD
+        flat_PD = (flat_PD - design_PL @ means_LD) / gate_P1.square().mean().sqrt()
         apart = set(people[::HELD_OUT])
         out_P = torch.tensor([subject in apart for subject in subjects])
         rank = len(self.variances_R)
@@ -100,14 +139,34 @@ class GaussianStart(nn.Module):
         self.directions_RNC[: len(variances_R)] = directions_RD.view(-1, *latent_PNC.shape[1:]).float()
         self.variances_R[: len(variances_R)] = variances_R.clamp(min=LEAST_VARIANCE).float()
 
-    def mean(self, cond_BV: Tensor) -> Tensor:
+    def mean(self, cond_BV: Tensor, source_BNC: Tensor | None = None) -> Tensor:
         """float32 [B, N, C]."""
-        return torch.einsum("bl,lnc->bnc", self._design(cond_BV), self.means_LNC)
+        return torch.einsum("bl,lnc->bnc", self._design(cond_BV, source_BNC), self.means_LNC)
 
-    def forward(self, x_BNC: Tensor, t_B: Tensor, cond_BV: Tensor) -> Tensor:
-        """float32 [B, N, C]."""
-        data = Gaussian(self.directions_RNC, self.variances_R, self.rest)
-        return gaussian_velocity(x_BNC.float(), t_B.float(), data, self.mean(cond_BV))
+    def _gate(self, cond_BV: Tensor) -> Tensor:
+        """[B], 1 where the time is not known."""
+        return elapsed_gate(cond_BV[:, self.variables.names.index("elapsed_years")], self.gate_years)
+
+    def forward(self, x_BNC: Tensor, t_B: Tensor, cond_BV: Tensor, source_BNC: Tensor | None = None) -> Tensor:
+        """float32 [B, N, C]; of a forecaster, whose ``source_BNC`` is the baseline, before the gate."""
+        data = Gaussian(self.directions_RNC, self.variances_R, self.rest, self.noise)
+        if source_BNC is not None:
+            x_BNC = (x_BNC - source_BNC) / self._gate(cond_BV).clamp(min=LEAST_GATE)[:, None, None]
+        return gaussian_velocity(x_BNC.float(), t_B.float(), data, self.mean(cond_BV, source_BNC))
+
+
+def ridge(x_PL: Tensor, y_PD: Tensor) -> Tensor:
+    """[L, D]: ridge regression without a constant, float64, with the one of ``PENALTIES`` that predicts rows left out best."""
+    u_PL, s_L, v_LL = torch.linalg.svd(x_PL, full_matrices=False)
+    along_LD = u_PL.T @ y_PD
+    found = []
+    for penalty in PENALTIES:
+        kept_L = s_L**2 / (s_L**2 + penalty)
+        left_PD = y_PD - u_PL @ (kept_L[:, None] * along_LD)
+        influence_P = (u_PL**2) @ kept_L
+        found.append(float((left_PD / (1 - influence_P)[:, None].clamp(min=1e-9)).square().sum()))
+    penalty = PENALTIES[found.index(min(found))]
+    return v_LL.T @ ((s_L / (s_L**2 + penalty))[:, None] * along_LD)
 
 
 def components(x_PD: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -26,13 +26,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from g3n.flow import integrate, path
+from g3n.flow import elapsed_gate, integrate, path
 from g3n.models.conditioning import VariableSet, drop_variables
-from g3n.models.dit import DiT
+from g3n.models.dit import DiT, DiTConfig
+from g3n.models.gaussian import GaussianStart
 from g3n.stream.index import ShardIndex
+from g3n.stream.lanes import eval_batches
 from g3n.stream.samples import Batch
 from g3n.tasks.base import picture
-from g3n.tasks.dit import DiTTask, DiTTaskConfig, check_levels, draw, open_space, training_times, velocity_errors
+from g3n.tasks.dit import (
+    GAUSSIAN_LATENTS,
+    DiTTask,
+    DiTTaskConfig,
+    check_levels,
+    draw,
+    open_space,
+    training_times,
+    velocity_errors,
+)
 
 
 @dataclass(frozen=True)
@@ -55,17 +66,23 @@ class ForecastTaskConfig(DiTTaskConfig):
         if "elapsed_years" not in self.net.variables:
             raise ValueError("net.variables needs elapsed_years (low, high): the time between the two scans")
 
+    @property
+    def tau_years(self) -> float | None:
+        """``gate_years`` where there is a gate."""
+        return self.gate_years if self.elapsed_gate else None
+
+
+def keep_elapsed(variables: VariableSet, drop_BV: Tensor, tau_years: float | None) -> Tensor:
+    """Where there is a gate, the time it goes by is never dropped: neither in training nor for guidance."""
+    if tau_years is None:
+        return drop_BV
+    column_V = torch.tensor([name == "elapsed_years" for name in variables.names], device=drop_BV.device)
+    return drop_BV & ~column_V
+
 
 def with_elapsed(variables: list[dict[str, Any]], elapsed_years_B: Tensor) -> list[dict[str, Any]]:
     """The target's variables and the years since the baseline."""
     return [{**v, "elapsed_years": float(e)} for v, e in zip(variables, elapsed_years_B, strict=True)]
-
-
-def elapsed_gate(elapsed_years_B: Tensor, tau_years: float | None) -> Tensor:
-    """1 - exp(-elapsed / tau), float32 [B]: exactly 0 at 0 years; 1 where the time is unknown (NaN) or ``tau_years`` is None."""
-    if tau_years is None:
-        return torch.ones_like(elapsed_years_B, dtype=torch.float32)
-    return (-torch.expm1(-elapsed_years_B.float() / tau_years)).nan_to_num(1.0)
 
 
 def gated(model: Callable[..., Tensor], gate_B: Tensor) -> Callable[..., Tensor]:
@@ -76,6 +93,11 @@ def gated(model: Callable[..., Tensor], gate_B: Tensor) -> Callable[..., Tensor]
 def start_from(baseline_BNC: Tensor, noise_BNC: Tensor, std: float, gate_B: Tensor) -> Tensor:
     """x0 float32 [B, N, C]: the baseline and its noise."""
     return baseline_BNC + std * gate_B[:, None, None] * noise_BNC
+
+
+def forecast_net(net: DiTConfig, noise: float, history: int, gate_years: float | None) -> DiT:
+    """``gate_years`` None is a forecaster without a gate."""
+    return DiT(net, source_channels(net.channels, history), noise, gate_years)
 
 
 def source_channels(channels: int, history: int) -> int:
@@ -110,10 +132,28 @@ class ForecastTask:
         check_levels(self.variables, index)
 
     def build(self) -> nn.Module:
-        net = DiT(self.config.net, source_channels(self.config.net.channels, self.config.history))
+        config = self.config
+        net = forecast_net(config.net, config.noise, config.history, config.tau_years)
         net.latent_mean.copy_(self.space.mean)
         net.latent_scale.copy_(self.space.scale)
+        if net.start is not None:
+            self._fit(net.start)
         return net
+
+    def _fit(self, start: GaussianStart) -> None:
+        """On up to ``GAUSSIAN_LATENTS`` dated pairs, first and last visits, of the train split."""
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        subjects: list[str] = []
+        device = self.space.mean.device
+        for batch in eval_batches(self.index, None, "pair", "train", micro_batch=8, rank=0, world=1, seed=0):
+            used_B = (batch.weights > 0) & batch.tensors["elapsed_years"].isfinite()
+            pair = [self.space.standardize(batch.tensors[k].to(device))[used_B].cpu() for k in ("baseline", "target")]
+            parts.append((pair[0], pair[1], self._conditions(batch)[used_B]))
+            subjects += [key.split("_")[0] for key, used in zip(batch.keys, used_B, strict=True) if used]
+            if len(subjects) >= GAUSSIAN_LATENTS:
+                break
+        baseline_PNC, target_PNC, cond_PV = (torch.cat(part) for part in zip(*parts, strict=True))
+        start.fit(target_PNC, cond_PV, subjects, baseline_PNC)
 
     frozen = DiTTask.frozen
     artifact = DiTTask.artifact
@@ -127,7 +167,7 @@ class ForecastTask:
         draws = draw(batch.seeds, len(self.variables.names), shape, config.drop_each, config.drop_all)
         device = baseline.device
         start = start_from(baseline, draws.noise.to(device), config.noise, self._gate(batch))
-        return baseline, start, target, draws.t.to(device), draws.drop
+        return baseline, start, target, draws.t.to(device), keep_elapsed(self.variables, draws.drop, config.tau_years)
 
     def _source(self, batch: Batch, baseline_BNC: Tensor) -> Tensor:
         """What the network reads beside x_t."""
@@ -138,9 +178,7 @@ class ForecastTask:
 
     def _gate(self, batch: Batch) -> Tensor:
         """[B]; of the true elapsed time, also where the network's copy of it is dropped."""
-        return elapsed_gate(
-            batch.tensors["elapsed_years"], self.config.gate_years if self.config.elapsed_gate else None
-        )
+        return elapsed_gate(batch.tensors["elapsed_years"], self.config.tau_years)
 
     def _conditions(self, batch: Batch) -> Tensor:
         elapsed_B = batch.tensors["elapsed_years"]  # a meta tensor, of which only shapes are asked, has no values

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from g3n.config import build
-from g3n.flow import guided, integrate, path
+from g3n.flow import elapsed_gate, guided, integrate, path
 from g3n.models.conditioning import VariableSet
 from g3n.models.dit import DiT
 from g3n.stream.samples import Batch
@@ -20,7 +20,6 @@ from g3n.tasks.dit import draw
 from g3n.tasks.forecast import (
     ForecastTask,
     ForecastTaskConfig,
-    elapsed_gate,
     gated,
     source_channels,
     start_from,
