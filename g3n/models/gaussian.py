@@ -150,9 +150,11 @@ class GaussianStart(nn.Module):
     def forward(self, x_BNC: Tensor, t_B: Tensor, cond_BV: Tensor, source_BNC: Tensor | None = None) -> Tensor:
         """float32 [B, N, C]; of a forecaster, whose ``source_BNC`` is the baseline, before the gate."""
         data = Gaussian(self.directions_RNC, self.variances_R, self.rest, self.noise)
-        if source_BNC is not None:
-            x_BNC = (x_BNC - source_BNC) / self._gate(cond_BV).clamp(min=LEAST_GATE)[:, None, None]
-        return gaussian_velocity(x_BNC.float(), t_B.float(), data, self.mean(cond_BV, source_BNC))
+        with torch.autocast(x_BNC.device.type, enabled=False):  # sums of many numbers of very different sizes
+            x_BNC = x_BNC.float()
+            if source_BNC is not None:
+                x_BNC = (x_BNC - source_BNC.float()) / self._gate(cond_BV).clamp(min=LEAST_GATE)[:, None, None]
+            return gaussian_velocity(x_BNC, t_B.float(), data, self.mean(cond_BV, source_BNC))
 
 
 def ridge(x_PL: Tensor, y_PD: Tensor) -> Tensor:
