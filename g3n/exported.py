@@ -35,8 +35,8 @@ MAX_CONFIG_BYTES = 1 << 20
 MAX_HEADER_BYTES = 1 << 24
 MAX_SIZE = 1 << 16  # of any whole number that builds a network
 MAX_VOXELS = 1 << 28
-MAY_BE_ZERO = ("head_depth", "head_width")
-MOST = {"depth": 256, "decoder_depth": 256, "head_depth": 256, "patch": 64, "history": 64}
+MAY_BE_ZERO = ("head_depth", "head_width", "place_rank", "gaussian_rank")
+MOST = {"depth": 256, "decoder_depth": 256, "head_depth": 256, "patch": 64, "history": 64, "gaussian_rank": 4096}
 
 
 @dataclass(frozen=True)
