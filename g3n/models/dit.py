@@ -132,7 +132,7 @@ class DiT(nn.Module):
                 noise,
                 gate_years,
             )
-            if config.gaussian_rank
+            if config.gaussian_rank or (config.gaussian_skip and source_channels)
             else None
         )
         # the conditions also scale the positions: a first way for age to act here and not there

@@ -24,7 +24,7 @@ PENALTIES = (
     625.0,
     3125.0,
 )  # of the means' ridge regression, in scans; the best by leave-one-out is taken
-SOURCE_RANK = 8  # principal components of the baseline
+SOURCE_RANK = 32  # principal components of the baseline; 8 and 16 forecast ventricles less well (docs/log.md)
 LEAST_GATE = 1e-3
 INTERACTS = (
     "modality"  # what a variable does to intensities depends on it: ventricles are dark in a T1 and bright in a T2
@@ -38,7 +38,8 @@ class GaussianStart(nn.Module):
     explained is missing from the covariance, and left to the network.
 
     For a forecaster (``of_change``) data is the change since the baseline over the gate of the elapsed time (``gate_years``, see
-    tasks/forecast.py), and the noise at the start has the standard deviation ``noise``.
+    tasks/forecast.py), and the noise at the start has the standard deviation ``noise``. With ``rank`` 0 draws differ by that noise
+    alone: how widely changes spread is left to training.
     """
 
     center_K: Tensor
@@ -130,6 +131,9 @@ class GaussianStart(nn.Module):
         apart = set(people[::HELD_OUT])
         out_P = torch.tensor([subject in apart for subject in subjects])
         rank = len(self.variances_R)
+        if rank == 0:
+            self.rest.fill_(self.noise**2)
+            return
         directions_RD, _ = components(flat_PD[~out_P], rank)
         new_PD = flat_PD[out_P]
         left_PD = new_PD - (new_PD @ directions_RD.T) @ directions_RD
