@@ -26,7 +26,7 @@ class DiTConfig:
     qk_norm: bool = True
     gaussian_skip: bool = False  # predict the velocity beyond that of normal data; helps short runs (docs/log.md)
     gaussian_rank: int = (
-        0  # directions of that distribution, which is then the train latents' (models/gaussian.py); 0: the standard one
+        0  # directions in which latents vary, see models/gaussian.py; 0: standard normal, or a mean change alone
     )
     head_depth: int = 0  # blocks of a wide head after the trunk; 0 is none, see WideHead
     head_width: int = 0  # of its tokens; heads as wide as the trunk's, an MLP in the trunk's proportion

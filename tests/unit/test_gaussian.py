@@ -159,7 +159,7 @@ def test_an_untrained_network_draws_from_it() -> None:
     assert mean[0].any()
     assert not mean[2].any()
     assert torch.allclose(model(x, t, age), gaussian_velocity(x, t, data, mean), atol=1e-6)
-    assert sum(name.startswith("start.") for name in model.state_dict()) == 5  # they travel with the weights
+    assert sum(name.startswith("start.") for name in model.state_dict()) == 7  # they travel with the weights
     assert not any(name.startswith("start.") for name, _ in model.named_parameters())  # and are not trained
 
 
