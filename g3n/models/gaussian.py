@@ -67,7 +67,7 @@ class GaussianStart(nn.Module):
         products = 1 + len(variables.levels.get(INTERACTS, ()))
         self.register_buffer("center_K", torch.zeros(columns))
         self.register_buffer("scale_K", torch.ones(columns))
-        self.register_buffer("means_LNC", torch.zeros(columns * products, tokens, channels))
+        self.register_buffer("means_LNC", torch.zeros((columns + of_change) * products, tokens, channels))
         self.register_buffer("directions_RNC", torch.zeros(rank, tokens, channels))
         self.register_buffer("variances_R", torch.ones(rank))
         self.register_buffer("rest", torch.ones(()))
@@ -91,6 +91,8 @@ class GaussianStart(nn.Module):
     def _design(self, cond_BV: Tensor, source_BNC: Tensor | None) -> Tensor:
         """[B, L]: columns around their means in units of their spread, 0 where null, and their products with the levels of ``INTERACTS``."""
         columns_BK = ((self._columns(cond_BV, source_BNC) - self.center_K) / self.scale_K).nan_to_num(0.0)
+        if self.of_change:  # whose mean is not 0, as that of standardized latents is
+            columns_BK = torch.cat([columns_BK, torch.ones_like(columns_BK[:, :1])], dim=1)
         if INTERACTS not in self.variables.levels:
             return columns_BK
         value_B = cond_BV[:, self.variables.names.index(INTERACTS)]
@@ -130,10 +132,11 @@ class GaussianStart(nn.Module):
         spread_K = (columns_PK - self.center_K).square().nanmean(dim=0).sqrt().nan_to_num(0.0)
         self.scale_K.copy_(torch.where(spread_K > 1e-6, spread_K, 1.0))
         # a change is its mean times the gate: that is what is regressed, so that short times do not shout
-        design_PL = gate_P1 * self._design(cond_PV, source_PNC).double()
+        size = gate_P1.square().mean().sqrt()
+        design_PL = gate_P1 / size * self._design(cond_PV, source_PNC).double()
         means_LD = ridge(design_PL, flat_PD)
-        self.means_LNC.copy_(means_LD.view_as(self.means_LNC))
-        flat_PD = (flat_PD - design_PL @ means_LD) / gate_P1.square().mean().sqrt()
+        self.means_LNC.copy_((means_LD / size).view_as(self.means_LNC))
+        flat_PD = (flat_PD - design_PL @ means_LD) / size
         rank = len(self.variances_R)
         if rank == 0:
             self.rest.fill_(self.noise**2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,7 +21,9 @@ from g3n.tasks.dit import draw
 from g3n.tasks.forecast import (
     ForecastTask,
     ForecastTaskConfig,
+    forecast_net,
     gated,
+    keep_elapsed,
     source_channels,
     start_from,
     with_history,
@@ -199,3 +202,44 @@ def test_a_second_scan_tells_how_fast_a_subject_changes() -> None:
                 sum(float(made.eval_step(model, drawn(5000 + i))["velocity"].mean()) for i in range(4)) / 4
             )
     assert errors[2] < 0.7 * errors[1]
+
+
+def test_an_untrained_forecaster_that_begins_with_the_mean_change_forecasts_it() -> None:
+    """Subjects that change by 0.2 PATTERN a year; those with a large first number in their baseline by as much again."""
+
+    def made(seed: int, size: int, years: float | None = None) -> Batch:
+        batch = pairs(seed, size, years)
+        baseline, elapsed = batch.tensors["baseline"], batch.tensors["elapsed_years"]
+        baseline[:, 0, 0] *= 4  # the widest direction
+        pace = 0.2 + 0.05 * baseline[:, 0, 0]
+        return replace(batch, tensors={**batch.tensors, "target": baseline + (pace * elapsed)[:, None, None] * PATTERN})
+
+    plan = task(elapsed_gate=True, gate_years=20.0, noise=0.01)
+    net = replace(plan.config.net, gaussian_skip=True)
+    model: Any = forecast_net(net, 0.01, 1, 20.0).eval()
+    train = made(1, 400)
+    people = [f"sub-{i:03d}" for i in range(400)]
+    model.start.fit(train.tensors["target"], plan._conditions(train), people, train.tensors["baseline"])
+    for years in (1.0, 6.0):
+        new = made(2, 16, years)
+        gate = elapsed_gate(new.tensors["elapsed_years"], 20.0)
+        start = start_from(new.tensors["baseline"], draw(new.seeds, 0, (N, C), 0, 0).noise, 0.01, gate)
+        cond, baseline = plan._conditions(new), new.tensors["baseline"]
+        velocity = gated(model, gate)
+        found = integrate(
+            lambda x, t, v=velocity, c=cond, b=baseline: v(x, t, c, b), start, 20
+        )  # the network itself says 0
+        truth = new.tensors["target"] - baseline
+        assert rms(found - new.tensors["target"]) < 0.2 * rms(truth)
+    still = made(2, 16, 0.0)
+    gate = elapsed_gate(still.tensors["elapsed_years"], 20.0)
+    cond, baseline = plan._conditions(still), still.tensors["baseline"]
+    assert torch.equal(integrate(lambda x, t: gated(model, gate)(x, t, cond, baseline), baseline, 5), baseline)
+
+
+def test_the_time_of_a_gate_is_never_dropped() -> None:
+    names = VariableSet(task().config.net.variables)
+    everything = torch.ones(2, len(names.names), dtype=torch.bool)
+    assert keep_elapsed(names, everything, None).all()
+    kept = keep_elapsed(names, everything, 5.0)
+    assert kept.sum(dim=0).tolist() == [0 if name == "elapsed_years" else 2 for name in names.names]
