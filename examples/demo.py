@@ -231,7 +231,7 @@ def print_table(metrics: dict[str, Any], montage: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="of the cohort, the trainings and the samples")
-    parser.add_argument("--subjects", type=int, default=260, help="phantom subjects")
+    parser.add_argument("--subjects", type=int, default=500, help="phantom subjects")
     args = parser.parse_args()
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))

@@ -103,19 +103,13 @@ class GaussianStart(nn.Module):
 
     @torch.no_grad()
     def fit(
-        self,
-        latent_PNC: Tensor,
-        cond_PV: Tensor,
-        subjects: Sequence[str],
-        source_PNC: Tensor | None = None,
-        spread_P: Tensor | None = None,
+        self, latent_PNC: Tensor, cond_PV: Tensor, subjects: Sequence[str], source_PNC: Tensor | None = None
     ) -> None:
         """From standardized latents float32 [P, N, C] (of a forecaster: follow-ups) and encoded variables [P, V] of the train split.
 
         With few scans and many numbers, what is outside the directions looks far smaller in the scans they come from than it is
         in others: ``rest`` is measured on a fifth of the subjects with directions of the others. Fewer than ``HELD_OUT`` subjects
-        tell nothing, and it stays the standard normal distribution. The spread is that of the scans in ``spread_P`` (bool; None: all).
-        Directions that the latents do not have stay 0 and add nothing.
+        tell nothing, and it stays the standard normal distribution. Directions that the latents do not have stay 0 and add nothing.
         """
         people = sorted(set(subjects))
         if len(people) < HELD_OUT:
@@ -141,9 +135,7 @@ class GaussianStart(nn.Module):
         if rank == 0:
             self.rest.fill_(self.noise**2)
             return
-        if spread_P is not None:
-            flat_PD, subjects = flat_PD[spread_P], [s for s, used in zip(subjects, spread_P, strict=True) if used]
-        apart = set(sorted(set(subjects))[::HELD_OUT])
+        apart = set(people[::HELD_OUT])
         out_P = torch.tensor([subject in apart for subject in subjects])
         directions_RD, _ = components(flat_PD[~out_P], rank)
         new_PD = flat_PD[out_P]

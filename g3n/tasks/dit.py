@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -41,9 +41,6 @@ class DiTTaskConfig:
     time_mean: float = 0.0  # of logit(t) under logit_normal; below 0 trains more near the noise
     time_std: float = 1.0
     time_shift: float | Literal["auto"] = 1.0  # above 1: t of training and sampling nearer the noise, see flow.shifted
-    gaussian_levels: dict[str, tuple[str, ...]] = field(
-        default_factory=dict
-    )  # of the scans whose spread net.gaussian_rank takes
     channel_weights: Literal["none", "variance"] = "none"  # variance: the loss of raw latents, see velocity_errors
 
     def __post_init__(self) -> None:
@@ -206,24 +203,7 @@ class DiTTask:
             subjects += [key.split("_")[0] for key, used in zip(batch.keys, used_B, strict=True) if used]
             if len(subjects) >= GAUSSIAN_LATENTS:
                 break
-        cond_PV = torch.cat(conditions)
-        start.fit(torch.cat(latents), cond_PV, subjects, spread_P=self._spread(cond_PV))
-
-    def _spread(self, cond_PV: Tensor) -> Tensor:
-        """bool [P]: the scans of ``gaussian_levels``. Raises G3nError for unknown ones, or where they are too few."""
-        chosen_P = torch.ones(len(cond_PV), dtype=torch.bool)
-        for name, levels in self.config.gaussian_levels.items():
-            known = self.variables.levels.get(name, ())
-            unknown = [level for level in levels if level not in known]
-            if unknown or not levels:
-                raise G3nError(
-                    f"model.gaussian_levels.{name} has {', '.join(unknown) or 'no level'}; its levels are {', '.join(known) or 'none'}"
-                )
-            numbers = torch.tensor([float(known.index(level)) for level in levels])
-            chosen_P &= (cond_PV[:, self.variables.names.index(name), None] == numbers).any(dim=1)
-        if not chosen_P.any():
-            raise G3nError(f"no training scan is of model.gaussian_levels {self.config.gaussian_levels}; leave it out")
-        return chosen_P
+        start.fit(torch.cat(latents), torch.cat(conditions), subjects)
 
     def frozen(self) -> Mapping[str, nn.Module]:
         return {"space": self.space}

@@ -140,29 +140,6 @@ def test_few_scans_give_as_many_directions_as_they_have() -> None:
     assert torch.allclose(alone(x, t, cond[:3]), gaussian_velocity(x, t))
 
 
-def test_the_spread_can_be_that_of_some_scans(tmp_path: Path) -> None:
-    """Every second scan has a wide direction of its own; the spread of the others does not know it."""
-    z, cond, names, _ = cohort(people=40, scans=2)
-    wide = torch.zeros(*BIG)
-    wide[0, 0] = 1.0
-    odd = torch.arange(80) % 2 == 1
-    z[odd] += 20 * torch.randn(40, 1, 1, generator=torch.Generator().manual_seed(0)) * wide
-    everyone, some = start(20), start(20)
-    everyone.fit(z, cond, names)
-    some.fit(z, cond, names, spread_P=~odd)
-    assert torch.equal(everyone.means_LNC, some.means_LNC)
-    along = [float((m.directions_RNC.flatten(1)[:, 0] ** 2 * m.variances_R).sum()) for m in (everyone, some)]
-    assert along[0] > 100
-    assert along[1] < 5
-    root = chain(tmp_path, train=8, val=4)
-    tree = read_yaml(nano.configs(root)["dit"])["model"]
-    tree["net"] |= {"gaussian_skip": True, "gaussian_rank": 4}
-    for levels, words in (({"sex": ["X"]}, "sex has X; its levels are"), ({"age_years": ["F"]}, "age_years has F")):
-        task = DiTTask(build(DiTTaskConfig, {**tree, "gaussian_levels": levels}), load_index(str(root / "latents")))
-        with pytest.raises(G3nError, match=words):
-            task.build()
-
-
 def net(**changes: Any) -> DiT:
     table = {"age_years": {"low": 0, "high": 110}}
     size = {"tokens": [1, 1, N], "channels": C, "width": 12, "depth": 1, "heads": 2, "mlp": 24, "variables": table}
