@@ -51,8 +51,8 @@ def steps(run: Path, forecaster: Path | None, count: int, seed: int) -> list[Ste
                         "by_cohort"),
         ),
         Step(
-            "Does it obey?", "generation", ("evaluate", "generation", *of_run, "--latents", latents, "--seed", str(seed)),
-            note="What was asked for against what is measured on the generated volumes.",
+            "Does it obey?", "generation", ("evaluate", "generation", *of_run, "--latents", latents, "--seed", str(seed), "--guidance", "auto"),
+            note="What was asked for against what is measured on the generated volumes; guidance chosen on training subjects alone.",
         ),
         Step(
             "Distance to real scans", "distances", ("evaluate", "distances", *of_run, "--latents", latents, *more),
