@@ -1,7 +1,8 @@
 """The figures of a report beside what they should be: ``python -m benchmarks.targets runs/demo/report --output docs/results/demo.md``.
 
 Writes a page of one table: figure, target, what was found with its interval, on how many, and whether the target holds. Targets are
-those of the phantom cohort in the setting named by ``--setting``: cpu is the demo's grid, gpu 2 mm or the published size.
+those of the phantom cohort in the setting named by ``--setting``: cpu is the demo's grid, gpu 2 mm or the published size. Sections that
+people wrote below stay.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 from g3n.config import G3nError
 
+SECTION = "\n## "  # what people wrote below the table stays
 Figure = Mapping[str, Any]  # value, low, high, n, subjects
 
 
@@ -146,7 +148,7 @@ def page(report: Mapping[str, Any], setting: str, title: str, how: Sequence[str]
     lines = [f"# {title}", "", "```bash", *how, about["command"], "```", ""]
     lines.append(
         f"Setting *{setting.upper()}* of the targets; seed {about['seed']}, {about['count']} volumes in distances and audit, generator at step "
-        f"{about['step']}, code at {about['git']}. Intervals are 95 %: bootstraps over people or noises (n), of the audit's shares Wilson's, of distances "
+        f"{about['step']}, code at {about['git'][:7]}. Intervals are 95 %: bootstraps over people or noises (n), of the audit's shares Wilson's, of distances "
         "the middle of draws of halves."
     )
     if picture:
@@ -179,7 +181,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(text)
+    before = args.output.read_text() if args.output.is_file() else ""
+    args.output.write_text(text + before[before.index(SECTION) :] if SECTION in before else text)
     print(args.output)
     return 0
 

@@ -43,6 +43,9 @@ def test_what_holds_and_what_does_not(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "make demo\ng3n report --run r\n" in text
     assert "seed 3" in text
     assert "frechet" not in text  # what the report lacks is not there
+    (tmp_path / "page.md").write_text(text.replace("8.4 [", "9.9 [") + "\n## What does not please\n\nSSIM.\n")
+    main([str(tmp_path), "--output", str(tmp_path / "page.md"), "--how", "make demo"])
+    assert (tmp_path / "page.md").read_text() == text + "\n## What does not please\n\nSSIM.\n"
 
 
 def test_the_other_setting_has_its_own_targets(tmp_path: Path) -> None:
