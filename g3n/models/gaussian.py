@@ -16,25 +16,19 @@ from g3n.models.conditioning import VariableSet
 
 HELD_OUT = 5  # every fifth subject tells how much of a new person lies outside the directions
 LEAST_VARIANCE = 1e-4
-PENALTIES = (
-    1.0,
-    5.0,
-    25.0,
-    125.0,
-    625.0,
-    3125.0,
-)  # of the means' ridge regression, in scans; the best by leave-one-out is taken
+# of the means' ridge regression, in scans; the best by leave-one-out is taken
+PENALTIES = (1.0, 5.0, 25.0, 125.0, 625.0, 3125.0)
 SOURCE_RANK = 32  # principal components of the baseline; 8 and 16 forecast ventricles less well (docs/log.md)
 LEAST_GATE = 1e-3
-INTERACTS = (
-    "modality"  # what a variable does to intensities depends on it: ventricles are dark in a T1 and bright in a T2
-)
+# what a variable does to intensities depends on it: ventricles are dark in a T1 and bright in a T2
+INTERACTS = "modality"
 
 
 class GaussianStart(nn.Module):
     """The velocity of normal latents [N, C] under the variables: a mean linear in them, ``rank`` directions of covariance.
 
-    Nothing of it is trained; ``fit`` fills it. A null variable counts as its mean over the train split, so what it would have
+    Nothing of it is trained; ``fit`` fills it. Its directions are principal components of training scans: from few scans, they tell whom
+    they came from (docs/results/demo.md). A null variable counts as its mean over the train split, so what it would have
     explained is missing from the covariance, and left to the network.
 
     For a forecaster (``of_change``) data is the change since the baseline over the gate of the elapsed time (``gate_years``, see
@@ -126,7 +120,7 @@ class GaussianStart(nn.Module):
         spread_K = (columns_PK - self.center_K).square().nanmean(dim=0).sqrt().nan_to_num(0.0)
         self.scale_K.copy_(torch.where(spread_K > 1e-6, spread_K, 1.0))
         # a change is its mean times the gate: that is what is regressed, so that short times do not shout
-        size = gate_P1.square().mean().sqrt()
+        size = gate_P1.square().mean().sqrt().clamp(min=LEAST_GATE)
         design_PL = gate_P1 / size * self._design(cond_PV, source_PNC).double()
         means_LD = ridge(design_PL, flat_PD)
         self.means_LNC.copy_((means_LD / size).view_as(self.means_LNC))
