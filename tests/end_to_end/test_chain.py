@@ -141,7 +141,7 @@ def test_evaluations(work: Path) -> None:
         "--output", f"{work}/fore")  # fmt: skip
     metrics = json.loads((work / "fore/metrics.json").read_text())
     assert metrics["pairs"] > 0
-    assert set(metrics["methods"]) == {"ours", "no_change", "mean_change", "regression"}
+    assert set(metrics["methods"]) == {"ours", "one_draw", "no_change", "mean_change", "regression"}
     assert metrics["growth"]["years"] == [0, 1, 2, 5, 10]
 
 
