@@ -26,13 +26,14 @@ from g3n.evaluate.distributions import (
     size_bias,
 )
 from g3n.evaluate.intervals import mean
-from g3n.evaluate.report import print_intervals, subject_of, write_json
+from g3n.evaluate.report import print_intervals, write_json
 from g3n.flow import Sampler
 from g3n.generate import Generator, open_latents, sample
 from g3n.latent import LatentSpace
 from g3n.meters import progress_bar
 from g3n.stream.index import ShardIndex
 from g3n.stream.lanes import eval_batches
+from g3n.stream.samples import subject_of
 
 SPACES = ("mean_token", "latent")
 COMPONENTS = 64  # at most, of the PCA of latents

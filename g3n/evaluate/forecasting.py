@@ -24,12 +24,12 @@ from g3n.evaluate.baselines import (
     train_pairs,
 )
 from g3n.evaluate.montage import write_montage
-from g3n.evaluate.report import means, print_means, subject_of, write_csv, write_json
+from g3n.evaluate.report import means, print_means, write_csv, write_json
 from g3n.flow import elapsed_gate, integrate
 from g3n.generate import Generator, open_latents
 from g3n.meters import progress_bar
 from g3n.stream.lanes import eval_batches
-from g3n.stream.samples import Batch
+from g3n.stream.samples import Batch, subject_of
 from g3n.tasks.base import randn_like_samples
 from g3n.tasks.forecast import gated, start_from, with_elapsed, with_history
 

@@ -14,10 +14,10 @@ from g3n.config import G3nError
 from g3n.evaluate import intervals
 from g3n.evaluate.anatomy import measure
 from g3n.evaluate.effects import slope
-from g3n.evaluate.report import subject_of
 from g3n.generate import Generator
 from g3n.stream.index import ShardIndex
 from g3n.stream.lanes import eval_batches
+from g3n.stream.samples import subject_of
 
 CANDIDATES = (1.0, 1.5, 2.0, 3.0, 5.0)
 LEAST_SCANS, MOST_SCANS = 8, 256

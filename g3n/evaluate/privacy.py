@@ -28,7 +28,7 @@ from g3n.evaluate.intervals import Interval, bootstrap
 from g3n.evaluate.membership import attack_auc, flow_losses
 from g3n.evaluate.montage import write_montage
 from g3n.evaluate.neighbors import Matches, Neighbors, best_matches, nearest
-from g3n.evaluate.report import claim, print_means, subject_of, write_csv, write_json
+from g3n.evaluate.report import claim, print_means, write_csv, write_json
 from g3n.flow import Sampler, Velocity
 from g3n.generate import Generator, sample_latents
 from g3n.meters import progress_bar

@@ -16,10 +16,10 @@ from torch import Tensor
 from g3n.config import G3nError
 from g3n.evaluate import intervals
 from g3n.evaluate.effects import correlation
-from g3n.evaluate.report import subject_of
 from g3n.generate import Generator
 from g3n.stream.index import ShardIndex
 from g3n.stream.lanes import eval_batches
+from g3n.stream.samples import subject_of
 
 CLASSES = ("modality", "sex", "diagnosis")
 NUMBERS = ("age_years",)

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from g3n.config import G3nError
 from g3n.evaluate.intervals import LEVEL, Interval, mean
+from g3n.stream.samples import subject_of
 
 _LOG_WIDTH = 140  # of a table that goes to a file
 
@@ -100,11 +101,6 @@ def print_means(title: str, groups: Mapping[str, Mapping[str, float]]) -> None:
     for name, row in groups.items():
         table.add_row(name, *(f"{row[c]:d}" if isinstance(row[c], int) else f"{row[c]:.3f}" for c in columns))
     Console().print(table)
-
-
-def subject_of(key: str) -> str:
-    """``sub-<hash>`` of a sample's key."""
-    return key.split("_")[0]
 
 
 def intervals(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> dict[str, Interval]:

@@ -17,6 +17,11 @@ from g3n.stream.keep import Keep
 from g3n.stream.pairs import elapsed_years
 
 
+def subject_of(key: str) -> str:
+    """``sub-<hash>`` of a sample's key."""
+    return key.split("_")[0]
+
+
 @dataclass(frozen=True)
 class Batch:
     """One micro-batch.

@@ -22,7 +22,7 @@ from g3n.models.gaussian import GaussianStart
 from g3n.stream.index import ShardIndex
 from g3n.stream.lanes import eval_batches
 from g3n.stream.remote import read_file
-from g3n.stream.samples import Batch
+from g3n.stream.samples import Batch, subject_of
 from g3n.tasks.base import picture, sample_generator
 
 MAX_STATISTICS_BYTES = 1 << 28
@@ -200,7 +200,7 @@ class DiTTask:
             used_B = batch.weights > 0
             latents.append(self.space.standardize(batch.tensors["latent"].to(self.space.mean.device))[used_B].cpu())
             conditions.append(self.variables.encode(batch.variables)[used_B])
-            subjects += [key.split("_")[0] for key, used in zip(batch.keys, used_B, strict=True) if used]
+            subjects += [subject_of(key) for key, used in zip(batch.keys, used_B, strict=True) if used]
             if len(subjects) >= GAUSSIAN_LATENTS:
                 break
         start.fit(torch.cat(latents), torch.cat(conditions), subjects)

@@ -32,7 +32,7 @@ from g3n.models.dit import DiT, DiTConfig
 from g3n.models.gaussian import GaussianStart
 from g3n.stream.index import ShardIndex
 from g3n.stream.lanes import eval_batches
-from g3n.stream.samples import Batch
+from g3n.stream.samples import Batch, subject_of
 from g3n.tasks.base import picture
 from g3n.tasks.dit import (
     GAUSSIAN_LATENTS,
@@ -149,7 +149,7 @@ class ForecastTask:
             used_B = (batch.weights > 0) & batch.tensors["elapsed_years"].isfinite()
             pair = [self.space.standardize(batch.tensors[k].to(device))[used_B].cpu() for k in ("baseline", "target")]
             parts.append((pair[0], pair[1], self._conditions(batch)[used_B]))
-            subjects += [key.split("_")[0] for key, used in zip(batch.keys, used_B, strict=True) if used]
+            subjects += [subject_of(key) for key, used in zip(batch.keys, used_B, strict=True) if used]
             if len(subjects) >= GAUSSIAN_LATENTS:
                 break
         baseline_PNC, target_PNC, cond_PV = (torch.cat(part) for part in zip(*parts, strict=True))
