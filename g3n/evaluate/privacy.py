@@ -35,6 +35,7 @@ from g3n.meters import progress_bar
 from g3n.models.pretrained import fingerprint
 from g3n.stream.index import ShardIndex
 from g3n.stream.lanes import StreamConfig, eval_batches
+from g3n.stream.samples import subject_of
 from g3n.stream.sources import open_shards
 
 FORMAT = "g3n-audit-1"
