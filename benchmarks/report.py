@@ -39,6 +39,8 @@ KEYS = {
     "checkpoint": ("parameters", "precision"),
     "recovery": ("config", "save_every"),
     "sweep": ("sweep",),
+    "probing": ("scans", "width", "tasks", "cores"),
+    "embedding": ("encoder", "batch"),
     "train": ("task", "source", "config", "gpus", "micro_batch"),
 }
 PROVENANCE = ("device", "driver", "cuda", "torch", "triton", "python", "git")
@@ -500,6 +502,7 @@ def other_sections(machine: Machine) -> list[str]:
     if rows := machine.rows("stream"):
         lines += stream_section(machine.name, rows)
     sections = {"train": "Training", "checkpoint": "Checkpoints", "recovery": "Recovery from a kill", "sweep": "Sweeps"}
+    sections |= {"embedding": "Features", "probing": "Probes"}
     for name, what in sections.items():
         if rows := machine.rows(name):
             columns = [c for c in rows[-1] if c not in PROVENANCE]

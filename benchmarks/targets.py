@@ -128,6 +128,9 @@ def derived(report: Mapping[str, Any]) -> Iterator[tuple[str, Figure, dict[str, 
             figure,
             {"cpu": none, "gpu": none},
         )
+        if new := part.get("held_out"):
+            of_new = {"value": new["share"], "low": new["share_low"], "high": new["share_high"], "subjects": new["of"]}
+            yield f"audit, {space}: the same of people held out", of_new, {}
     for attack in ("distance", "loss"):
         if auc := at(report, f"audit/membership/auc_by_{attack}"):
             yield f"audit: AUC of membership by {attack}", auc, {}

@@ -2,6 +2,8 @@
 
 The phantom cohort is made from the ICBM152 templates, so nothing is downloaded. A stage that is done is not done again: stop it
 whenever you like and run it again. About a quarter of an hour on two processors.
+
+Words ``TASK.key=value`` change the training of a task (mae, decoder, dit, forecast): ``demo.py --subjects 1500 mae.trainer.steps=2000``.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 OUT = "runs/demo"
 AGES = (25, 55, 85)
+TASKS = ("mae", "decoder", "dit", "forecast")
 
 
 @dataclass(frozen=True)
@@ -33,11 +37,12 @@ class Stage:
     command: str
 
 
-def stages(seed: int, subjects: int, ranks: int) -> list[Stage]:
+def stages(seed: int, subjects: int, ranks: int, overrides: Sequence[str] = ()) -> list[Stage]:
     """The commands of the demo in order; those that need a scan are in ``last_stages``."""
 
     def train(task: str) -> str:
-        more = f" seed={seed}" if seed else ""
+        more = "".join(f" {word.removeprefix(f'{task}.')}" for word in overrides if word.startswith(f"{task}."))
+        more += f" seed={seed}" if seed else ""
         return f"deepspeed --num_gpus {ranks} g3n/train.py --config configs/tiny/{task}.yaml{more}"
 
     prep = "python -m data_prep"
@@ -232,7 +237,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="of the cohort, the trainings and the samples")
     parser.add_argument("--subjects", type=int, default=500, help="phantom subjects")
+    parser.add_argument("overrides", nargs="*", metavar="TASK.key=value", help="such as dit.trainer.steps=2000")
     args = parser.parse_args()
+    for word in args.overrides:
+        if word.split(".")[0] not in TASKS or "=" not in word or word.split() != [word]:
+            parser.error(f"'{word}' is not TASK.key=value with a task of {', '.join(TASKS)}")
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
     import torch
@@ -243,7 +252,7 @@ def main() -> int:
     alone = {**os.environ, "PATH": path}
     together = {**alone, "OMP_NUM_THREADS": str(threads)}
     keep_older_demo(args.seed, args.subjects)
-    first = stages(args.seed, args.subjects, ranks)
+    first = stages(args.seed, args.subjects, ranks, args.overrides)
     total = len(first) + 5
     try:
         for i, stage in enumerate(first, 1):

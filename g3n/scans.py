@@ -26,8 +26,10 @@ from g3n.stream.index import Sample, Shard, ShardIndex, load_index
 FILES_A_PART = 256
 MAX_TABLE_BYTES = 1 << 28
 _SESSION = re.compile(r"_ses-(\d{2,})_")
-_OURS = {"age": "age_years", "gender": "sex", "group": "diagnosis", "dx": "diagnosis"}  # of participants.tsv
-_NAMING = re.compile(r"(^|_)(id|ids|name|date|dob|birth\w*|path|file|filename|source|mask)(_|$)", re.IGNORECASE)
+_OURS = {"age": "age_years", "gender": "sex", "group": "diagnosis", "dx": "diagnosis"}  # of BIDS tables
+_NAMING = re.compile(
+    r"(^|_)(id|ids|name|date|acq_time|dob|birth\w*|path|file|filename|source|mask)(_|$)", re.IGNORECASE
+)
 _NO_SCANS = ("derivatives", "sourcedata", "code")  # of a BIDS folder
 _NO_NAMES = ("modality", "split", "group", "sex", "diagnosis", "cohort")  # whatever their values; group is hashed
 _OF_THE_SCAN = ("path", "subject", "session", "participant_id", "session_id")
@@ -143,8 +145,8 @@ def _row(sample: Sample, split: str, volume: Volume, variables: Mapping[str, Any
 def image_scans(images: Path, grid: Grid | None, table: Path | None, key: bytes | None, center: bool = False) -> Source:
     """NIfTI files of any orientation and spacing, as ``g3n forecast`` reads them, on ``grid`` or the whole atlas box at 1 mm.
 
-    ``images`` is a folder (with its ``participants.tsv`` where there is one) or a table with a column ``path``, such as the
-    manifest.tsv of data_prep preprocess. ``table`` has variables by ``path`` (below the folder), ``participant_id`` or ``subject``. With
+    ``images`` is a folder (with its ``participants.tsv``, and what ``sessions.tsv`` say of each visit, where they are there) or a table
+    with a column ``path``, such as the manifest.tsv of data_prep preprocess. ``table`` has variables by ``path`` (below the folder), ``participant_id`` or ``subject``. With
     ``key`` names are hashed: subjects as data_prep does, scans by their path; visits become 01, 02, ... in the order of their labels, and
     columns that may name somebody (ids, dates, words that are nobody else's) are left out. None keeps all names.
     Scans must look like the encoder's: skull-stripped, if its were; the column ``foreground_ml`` tells. Raises G3nError for no images or tables that do not fit.
@@ -154,6 +156,7 @@ def image_scans(images: Path, grid: Grid | None, table: Path | None, key: bytes 
     if images.is_dir():
         own = images / "participants.tsv"
         columns = _variables(table or own, files, table is None) if table or own.is_file() else None
+        columns = _of_visits(images, files, columns) if table is None else columns
     else:
         columns = files.drop(columns=[c for c in _OF_THE_SCAN if c in files])
         if table is not None:
@@ -239,7 +242,7 @@ def _read_table(path: Path) -> pd.DataFrame:
     try:
         if path.stat().st_size > MAX_TABLE_BYTES:
             raise ValueError(f"it is larger than {MAX_TABLE_BYTES >> 20} MiB")
-        words = dict.fromkeys((*_OF_THE_SCAN, "group"), str)
+        words = dict.fromkeys((*_OF_THE_SCAN, "group"), str)  # so that 01 stays 01
         sep = "," if path.suffix == ".csv" else "\t"
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # a line with too many cells
@@ -273,6 +276,33 @@ def _variables(table: Path, files: pd.DataFrame, participants: bool) -> pd.DataF
             columns={old: new for old, new in _OURS.items() if old in columns and new not in columns}
         )
     return columns
+
+
+def _of_visits(root: Path, files: pd.DataFrame, columns: pd.DataFrame | None) -> pd.DataFrame | None:
+    """``columns`` with what sub-X/sub-X_sessions.tsv, or else a sessions.tsv of all subjects, say of each visit: that comes first."""
+    tables = []
+    whole = root / "sessions.tsv"
+    paths = [(s, root / f"sub-{s}" / f"sub-{s}_sessions.tsv") for s in files["subject"].unique()]
+    for owner, path in [(None, whole), *paths]:
+        if not path.is_file():
+            continue
+        table = _read_table(path)
+        name = next((n for n in ("participant_id", "subject") if n in table), None)
+        if "session_id" not in table or (owner is None and name is None):
+            needed = "session_id" if owner else "session_id and participant_id"
+            raise G3nError(f"'{path}' needs {needed}, so that its rows can be told apart")
+        table["session"] = table["session_id"].astype(str).str.removeprefix("ses-")
+        table["subject"] = owner or table[name].astype(str).str.removeprefix("sub-")
+        tables.append(table)
+    if not tables:
+        return columns
+    visits = (
+        pd.concat(tables, ignore_index=True).groupby(["subject", "session"], sort=False).last()
+    )  # a subject's own file is last
+    visits = visits.drop(columns=[c for c in _OF_THE_SCAN if c in visits])
+    visits = visits.rename(columns={old: new for old, new in _OURS.items() if old in visits and new not in visits})
+    found = visits.reindex(pd.MultiIndex.from_frame(files[["subject", "session"]])).reset_index(drop=True)
+    return found if columns is None else found.combine_first(columns.reset_index(drop=True))
 
 
 def _unnamed(columns: pd.DataFrame, files: pd.DataFrame) -> pd.DataFrame:

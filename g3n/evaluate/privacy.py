@@ -173,26 +173,32 @@ def look(generator: Generator, latents_BNC: Tensor, batch: int, progress: Progre
     return Views(torch.cat(voxels), torch.cat(features))
 
 
-def too_close(generated: Neighbors, real: Neighbors, subjects: Sequence[str]) -> dict[str, Any]:
+def too_close(
+    generated: Neighbors, real: Neighbors, subjects: Sequence[str], held_out: Neighbors | None = None
+) -> dict[str, Any]:
     """How many generated volumes lie under the 5th percentile of the real-to-real distances (the rule of arXiv 2606.19651).
 
     ``real`` has for each scan the nearest scan of another subject. The percentile's interval is over subjects, the share's
-    is Wilson's (1927). 5 % is what scans of new people would give.
+    is Wilson's (1927). 5 % is what scans of new people should give; ``held_out``, of people nobody trained on, says what they do.
     """
     percentile = bootstrap(lambda d: float(np.percentile(d, PERCENTILE)), real.distance, subjects=subjects)
-    under = int((generated.distance < percentile.value).sum())
-    interval = binomtest(under, len(generated.distance)).proportion_ci(method="wilson")
-    return {
+    found = {
         "percentile": PERCENTILE,
         "threshold": asdict(percentile),
-        "under": under,
-        "of": len(generated.distance),
-        "share": under / len(generated.distance),
-        "share_low": float(interval.low),
-        "share_high": float(interval.high),
+        **_under(generated, percentile.value),
         "generated_to_real": _spread(generated.distance),
         "real_to_real": _spread(real.distance),
     }
+    if held_out is not None:
+        found["held_out"] = {**_under(held_out, percentile.value), "to_real": _spread(held_out.distance)}
+    return found
+
+
+def _under(near: Neighbors, threshold: float) -> dict[str, float]:
+    count = int((near.distance < threshold).sum())
+    interval = binomtest(count, len(near.distance)).proportion_ci(method="wilson")
+    share = {"share": count / len(near.distance), "share_low": float(interval.low), "share_high": float(interval.high)}
+    return {"under": count, "of": len(near.distance), **share}
 
 
 def _spread(distance: np.ndarray) -> dict[str, float]:
@@ -353,24 +359,27 @@ def audit(
         made_GNC = generate(
             generator, conditions, output / "generated", seed, steps, guidance, sampler, batch, progress
         )
+        new_HNC = scans.latents_RNC[[i for i, member in enumerate(scans.member) if not member]]
         made, real = (
             look(generator, z, batch, progress, f"decode {n}")
             for z, n in ((made_GNC, "generated"), (real_RNC, "scans"))
         )
+        new = look(generator, new_HNC, batch, progress, "decode held-out scans") if len(new_HNC) else None
         views = {
-            "latent": (made_GNC, real_RNC),
-            "voxel": (made.voxel, real.voxel),
-            "feature": (made.feature, real.feature),
+            "latent": (made_GNC, real_RNC, new_HNC),
+            "voxel": (made.voxel, real.voxel, new.voxel if new else None),
+            "feature": (made.feature, real.feature, new.feature if new else None),
         }
         codes = _codes(subjects)
-        near: dict[str, tuple[Neighbors, Neighbors]] = {}
-        for space, (generated, scanned) in views.items():
-            bar = progress.add_task(f"nearest in {space} space", total=(count + len(train)) * len(train))
+        near: dict[str, tuple[Neighbors, Neighbors, Neighbors | None]] = {}
+        for space, (generated, scanned, unseen) in views.items():
+            bar = progress.add_task(f"nearest in {space} space", total=(count + len(scans.member)) * len(train))
             advance = partial(progress.advance, bar)
             a, b = generated.flatten(1), scanned.flatten(1)
             near[space] = (
                 nearest(a, b, device=device, advance=advance),
                 nearest(b, b, (codes, codes), device=device, advance=advance),
+                nearest(unseen.flatten(1), b, device=device, advance=advance) if new and unseen is not None else None,
             )
         modalities = [str(v.get("modality")) for v in variables]
         matches, copied = copies(made.voxel, real.voxel, modalities, subjects, seed, device, progress)
@@ -383,7 +392,7 @@ def audit(
             "subjects": len({s for s, m in zip(scans.subjects, scans.member, strict=True) if not m}),
         },
         "voxel_shape": list(made.voxel.shape[1:]),
-        "nearest": {space: too_close(*near[space], subjects) for space in SPACES},
+        "nearest": {space: too_close(*near[space][:2], subjects, near[space][2]) for space in SPACES},
         "copies": copied,
         "membership": attacks,
     }

@@ -252,6 +252,27 @@ def test_files_give_the_features_of_their_shards_without_names(root, found, imag
     assert names["subject"].tolist() == ["ERIKA1", "ERIKA1", "MUSTER2", "MUSTER2"]
 
 
+def test_what_sessions_say_of_a_visit_comes_before_what_participants_say(
+    root: Path, images: Path, tmp_path: Path
+) -> None:
+    (images / "sub-ERIKA1/sub-ERIKA1_sessions.tsv").write_text(
+        "session_id\tage\tacq_time\tcdr_global\nses-20190312\t60.5\t2019-03-12\t0\nses-20210101\t62.3\t2021-01-01\t0.5\n"
+    )
+    embed.embed(str(root / "runs/mae"), Images(images), tmp_path / "a.parquet", "cpu")
+    table = read_features(tmp_path / "a.parquet").table
+    assert table["age_years"].tolist() == [60.5, 62.3, 44, 44]
+    assert table["cdr_global"].fillna(-1).tolist() == [0, 0.5, -1, -1]
+    assert (set(table["sex"]), "acq_time" in table) == ({"F", "M"}, False)
+    (images / "sessions.tsv").write_text(
+        "participant_id\tsession_id\tage\nsub-ERIKA1\tses-20190312\t1\nsub-MUSTER2\tses-20210101\t46.5\n"
+    )
+    embed.embed(str(root / "runs/mae"), Images(images), tmp_path / "b.parquet", "cpu")
+    assert read_features(tmp_path / "b.parquet").table["age_years"].tolist() == [60.5, 62.3, 44, 46.5]
+    (images / "sessions.tsv").write_text("session_id\tage\nses-20190312\t1\n")
+    with pytest.raises(G3nError, match="needs session_id and participant_id"):
+        embed.embed(str(root / "runs/mae"), Images(images), tmp_path / "c.parquet", "cpu")
+
+
 def test_names_can_be_kept_and_a_table_can_say_what_to_read(root, images, tmp_path) -> None:
     encoder = str(root / "runs/mae")
     embed.embed(encoder, Images(images, keep_names=True), tmp_path / "a.parquet", "cpu")

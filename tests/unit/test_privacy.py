@@ -130,6 +130,11 @@ def test_the_papers_rule_counts_what_lies_under_the_percentile() -> None:
     center, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     expected = ((center - half) / (1 + z * z / n), (center + half) / (1 + z * z / n))
     assert (found["share_low"], found["share_high"]) == pytest.approx(expected)
+    assert "held_out" not in found
+    new = Neighbors(np.array([5.0, 6.0, 7.0]), np.zeros(3, int))
+    held_out = privacy.too_close(generated, real, [str(i) for i in range(100)], new)["held_out"]
+    assert (held_out["under"], held_out["of"]) == (1, 3)
+    assert held_out["to_real"] == {"min": 5.0, "median": 6.0, "max": 7.0}
 
 
 def test_new_people_lie_under_the_percentile_as_often_as_it_says() -> None:
@@ -207,6 +212,7 @@ def test_the_audit_of_a_run(root: Path, tmp_path: Path) -> None:
     found = privacy.audit(generator, [str(root / "latents")], tmp_path / "a", **arguments)
     assert (found["training"], found["held_out"]) == ({"volumes": 16, "subjects": 8}, {"volumes": 8, "subjects": 4})
     assert set(found["nearest"]) == {"latent", "voxel", "feature"}
+    assert [found["nearest"][space]["held_out"]["of"] for space in privacy.SPACES] == [8, 8, 8]
     assert 0 <= found["membership"]["auc_by_loss"]["value"] <= 1
     assert "Of 6 volumes" in found["verdict"]
     assert "AUC" in found["verdict"]
