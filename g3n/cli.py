@@ -593,7 +593,9 @@ def probe(
     output: Output,
     kind: Annotated[
         list[str] | None,
-        typer.Option(help="mean, cls, latent: kinds of features; repeatable. Default: mean, or a file's only one."),
+        typer.Option(
+            help="mean, cls, latent: kinds of features; repeatable. Default: mean. A file of one kind gives that."
+        ),
     ] = None,
     tasks: Annotated[
         Path | None, typer.Option(help="Table of tasks; default configs/probes.yaml, or the targets' columns.")

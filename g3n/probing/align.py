@@ -38,7 +38,7 @@ class Scans:
 
 
 def align(sources: Mapping[str, Features], kinds: Sequence[str] = ()) -> Scans:
-    """Scans that all files have; of ``kinds`` those that a file has, without any the mean or a file's only kind.
+    """Scans that all files have; of ``kinds`` those that a file has, without any the mean. A file of one kind gives that one.
 
     Raises G3nError for no scan, a kind that no file has, and files that tell different things of a scan.
     """
@@ -75,7 +75,7 @@ def align(sources: Mapping[str, Features], kinds: Sequence[str] = ()) -> Scans:
 
 def _kinds(name: str, there: list[str], asked: Sequence[str]) -> list[str]:
     default = "mean" if "mean" in there or len(there) > 1 else there[0]
-    used = [kind for kind in asked or [default] if kind in there]
+    used = [kind for kind in asked or [default] if kind in there] or (there if len(there) == 1 else [])
     if not used:
         raise G3nError(
             f"{name} has no features {' or '.join(asked or [default])}; give --kind, known: {', '.join(there)}"

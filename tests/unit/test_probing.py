@@ -498,6 +498,8 @@ def test_files_that_do_not_go_together() -> None:
     assert len(both.table) == len(t) - 5
     np.testing.assert_array_equal(both.encoders[0].array, both.encoders[1].array)  # the same rows, and b's only kind
     assert "5 scans of a" in both.notes[0]
+    two = Features(t, {"mean": one.array("mean"), "latent": one.array("mean")}, {})
+    assert [e.kind for e in align({"a": two, "b": part}, ["mean", "latent"]).encoders] == ["mean", "latent", "pca"]
 
 
 def test_anyones_features_and_targets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
