@@ -37,7 +37,8 @@ def best_modality(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[tuple[
 
 
 def write_picture(path: Path, results: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> None:
-    """A panel for each metric that the tasks' table names. A star: q (Benjamini-Hochberg) below 0.05. Atomic."""
+    """A panel for each metric that the tasks' table names. A star: better than chance, p below 0.05 after Holm's
+    correction. Atomic."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -57,7 +58,11 @@ def write_picture(path: Path, results: Sequence[Mapping[str, Any]], rows: Sequen
     for ax, metric in zip(axes[:, 0], panels, strict=True):
         tasks = [task for task, m in metric_of.items() if m == metric]
         best = best_modality([row for row in rows if row["task"] in tasks], metric)
-        starred = {(r["task"], r["modality"], r["encoder"], r["kind"]) for r in rows if (r.get("q_bh") or 1) < 0.05}
+        starred = {
+            (r["task"], r["modality"], r["encoder"], r["kind"])
+            for r in rows
+            if r.get("p_holm") is not None and r["p_holm"] < 0.05
+        }
         width = 0.8 / max(1, len(names))
         for i, name in enumerate(names):
             for x, task in enumerate(tasks):
@@ -87,7 +92,13 @@ def write_picture(path: Path, results: Sequence[Mapping[str, Any]], rows: Sequen
         ax.set_ylabel(NAMES[metric])
         ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
         ax.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
+    figure.text(
+        0.01,
+        0.005,
+        "lines: 95 % intervals; *: better than chance, p < 0.05 after Holm's correction over tasks",
+        fontsize=7,
+    )
+    figure.tight_layout(rect=(0, 0.02, 1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.stem}.part.png")
     figure.savefig(part, dpi=150)
