@@ -39,13 +39,13 @@ def results(metrics: Mapping[str, Any]) -> list[str]:
         "|---|---|---|---|---|---|---:|---:|---:|",
     ]
     for name, task in metrics["tasks"].items():
+        task_name = name.removesuffix(" all")
         people = f"{task['n_subjects']} ({task['n_scans']})" + "".join(f"; {c} {n}" for c, n in task["classes"].items())
         for scheme in ("folds", *(key for key in task if key.startswith("leave-"))):
-            label = name if scheme == "folds" else f"{name}, {scheme}"
+            label = task_name if scheme == "folds" else f"{task_name}, {scheme}"
             for who, found in task[scheme].items():
-                tested = next((found[m] for m in ("auroc", "r") if "p" in found.get(m, {})), {})
                 cells = [label, people, who, *(figure(found.get(m)) for m in MAIN)]
-                lines.append(f"| {' | '.join([*cells, *(number(tested.get(t)) for t in ('p', 'p_holm', 'q_bh'))])} |")
+                lines.append(f"| {' | '.join([*cells, *(number(found.get(t)) for t in ('p', 'p_holm', 'q_bh'))])} |")
     return lines
 
 
@@ -86,7 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     about = metrics["about"]
     lines = [f"# {args.title}", "", "```bash", *args.how, "```", ""]
     lines.append(
-        f"{about['folds']} folds, {about['repeats']} repeats, seed {about['seed']}; intervals are 95 %. {'. '.join(about['notes'])}."
+        f"{about['folds']} folds, {about['repeats']} repeats, seed {about['seed']}; intervals are 95 %. "
+        f"{'. '.join(note[:1].upper() + note[1:] for note in about['notes'])}."
     )
     lines += ["", f"![figures by task]({args.picture})"] if args.picture else []
     lines += ["", *results(metrics), ""]
