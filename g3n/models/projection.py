@@ -59,15 +59,38 @@ def _start(p_DC: Tensor, gram_DD: Tensor, f_BND: Tensor) -> Start:
     return Start(p_DC.T.float(), float(variance.sqrt()))
 
 
-def regression(f_BND: Tensor, x_BNP: Tensor, channels: int) -> Start:
+def regression(f_BND: Tensor, x_BNP: Tensor, channels: int, pooled: int = 0) -> Start:
     """Reduced-rank regression of patches on features: the best linear map through C channels (Izenman 1975).
 
-    Starting from it instead of a random P is worth decibels on short runs (docs/log.md).
+    Starting from it instead of a random P is worth decibels on short runs (docs/log.md). With ``pooled`` so many of the channels are
+    directions that all places of a scan share, and the others the best beside them: what tells people apart draws few voxels, and
+    the mean of projected tokens would lose it. Raises ValueError for more of them than channels.
     """
+    if not 0 <= pooled <= channels:
+        raise ValueError(f"pooled {pooled} must lie in 0 to {channels} channels")
     gram_DD, cross_DP = _moments(f_BND, x_BNP)
-    weight_DP = _ridge(gram_DD, cross_DP)
-    _, vectors_PP = torch.linalg.eigh(weight_DP.T @ gram_DD @ weight_DP)
-    return _start(weight_DP @ vectors_PP[:, -channels:], gram_DD, f_BND)
+    first_DK = _of_whole_scans(f_BND, gram_DD)[:, :pooled]
+    seen_DK = gram_DD @ first_DK  # what the first channels say of features is taken out of both moments
+    back_KD = torch.linalg.solve(first_DK.T @ seen_DK, seen_DK.T)
+    rest_DD, rest_DP = gram_DD - seen_DK @ back_KD, cross_DP - back_KD.T @ (first_DK.T @ cross_DP)
+    weight_DP = _ridge(rest_DD, rest_DP)
+    _, vectors_PP = torch.linalg.eigh(weight_DP.T @ rest_DD @ weight_DP)
+    rest_DC = weight_DP @ vectors_PP[:, vectors_PP.shape[1] - channels + pooled :]
+    if pooled:
+        power = ((rest_DC.T @ gram_DD) * rest_DC.T).sum(1).mean() if pooled < channels else 1.0
+        own_K = (first_DK.T @ seen_DK).diagonal()
+        first_DK = first_DK * (power / own_K).sqrt()  # as loud as the others
+    return _start(torch.cat([first_DK, rest_DC], 1), gram_DD, f_BND)
+
+
+def _of_whole_scans(f_BND: Tensor, gram_DD: Tensor) -> Tensor:
+    """[D, D]: directions by the share of their variance that all places of a scan have in common, the largest first."""
+    mean_BD = _around(f_BND.mean(1))
+    eye_DD = torch.eye(len(gram_DD), dtype=gram_DD.dtype, device=gram_DD.device)
+    lower_DD = torch.linalg.cholesky(gram_DD + 1e-3 * gram_DD.diagonal().mean() * eye_DD)
+    half_DB = torch.linalg.solve_triangular(lower_DD, mean_BD.T, upper=False)
+    _, vectors_DD = torch.linalg.eigh(half_DB @ half_DB.T)
+    return torch.linalg.solve_triangular(lower_DD.T, vectors_DD.flip(1), upper=True)
 
 
 def pca(f_BND: Tensor, channels: int) -> Start:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ class DecoderTaskConfig:
     net: TokenizerConfig = field(default_factory=TokenizerConfig)
     projection: Literal["regression", "random", "pca", "identity"] = "regression"  # how P begins
     projection_trained: bool = True  # false keeps P as it begins; identity asks for it
+    pooled_channels: int = 0  # channels of a regression that begin as what all places of a scan share: kept for probes
     init_volumes: int = 32  # training volumes that set P and the decoder's input scale before step 0
     kind: Literal["l1", "l2"] = "l1"  # of the voxel loss; l2 is what PSNR measures
     mask_weight: float = 0.1  # weight of the brain-mask loss; only with net.mask_head
@@ -51,6 +52,14 @@ class DecoderTaskConfig:
                 raise ValueError(f"{name} {getattr(self, name)} must be >= 0")
         if self.flip > 1:
             raise ValueError(f"flip {self.flip} must lie in [0, 1]")
+        if self.pooled_channels and self.projection != "regression":
+            raise ValueError(
+                f"pooled_channels {self.pooled_channels} are channels of projection regression, not {self.projection}"
+            )
+        if not 0 <= self.pooled_channels <= self.net.latent_channels:
+            raise ValueError(
+                f"pooled_channels {self.pooled_channels} must lie in 0 to net.latent_channels, {self.net.latent_channels}"
+            )
         if self.projection == "identity" and self.projection_trained:
             raise ValueError("projection identity is not trained; set projection_trained false with it")
 
@@ -97,7 +106,7 @@ class DecoderTask:
         if config.projection != "random" or config.latent_noise:
             features, patches = self._seen()
             if config.projection != "random":
-                start = _START[config.projection](features, patches, config.net.latent_channels)
+                start = _start(config, features, patches)
                 _begin(net, start, features, patches, config.net.place_rank)
             if config.latent_noise:
                 net.feature_spread = spread(features)
@@ -204,12 +213,14 @@ class DecoderTask:
         return {"reconstruction": picture(torch.stack([target, to_volume(output)], dim=1))}
 
 
-_START: dict[str, Callable[[Tensor, Tensor, int], Start]] = {
-    "regression": regression,
-    "pca": lambda f_BND, _, channels: pca(f_BND, channels),
-    "identity": lambda f_BND, _x, _channels: identity(f_BND),
-}
 MASK_LOGITS = 6.0  # between brain and background in the linear path's first image of the mask
+
+
+def _start(config: DecoderTaskConfig, features_BND: Tensor, patches_BNP: Tensor) -> Start:
+    channels = config.net.latent_channels
+    if config.projection == "regression":
+        return regression(features_BND, patches_BNP, channels, config.pooled_channels)
+    return pca(features_BND, channels) if config.projection == "pca" else identity(features_BND)
 
 
 @torch.no_grad()

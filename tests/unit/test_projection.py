@@ -127,6 +127,11 @@ def test_a_fixed_projection_is_saved_and_not_trained(root: Path, index: ShardInd
         ({"projection": "pca", "channels": 49}, "latent_channels 49 is more than the 48"),
         ({"channels": 513}, "latent_channels 513 is more than the 512"),
         ({"latent_noise": -1.0}, "latent_noise -1.0 must be >= 0"),
+        (
+            {"projection": "pca", "pooled_channels": 2},
+            "pooled_channels 2 are channels of projection regression, not pca",
+        ),
+        ({"pooled_channels": 9}, "pooled_channels 9 must lie in 0 to net.latent_channels, 8"),
     ],
 )
 def test_what_cannot_be_is_said(root: Path, index: ShardIndex, options: dict[str, Any], words: str) -> None:
