@@ -21,10 +21,13 @@ class TokenizerConfig:
     place_rank: int = (
         0  # linear_path: what each place of the brain adds to that image, in so many directions of a patch
     )
+    place_neighbors: bool = False  # it looks at the tokens on its six sides too
 
     def __post_init__(self) -> None:
         if self.place_rank < 0 or (self.place_rank and not self.linear_path):
             raise ValueError(f"place_rank {self.place_rank} must be >= 0, and 0 without linear_path")
+        if self.place_neighbors and not self.place_rank:
+            raise ValueError("place_neighbors needs place_rank, the number of directions in which places draw")
         if self.latent_channels < 1 or any(c % 8 for c in self.decoder_channels):
             raise ValueError(
                 f"latent_channels {self.latent_channels} must be positive and decoder_channels {self.decoder_channels} "
@@ -80,16 +83,20 @@ class LinearPath(nn.Module):
     """Each latent straight to its patch, plus the mean patch of its place: [B, N, C] -> [B, 1, X, Y, Z].
 
     In an atlas the same place is the same anatomy in everyone. With ``place_rank`` each place adds a linear image of its own,
-    of rank ``place_rank`` over all places.
+    of rank ``place_rank`` over all places, and with ``neighbors`` of the tokens beside it too: [N, 7C, R] instead of [N, C, R].
     """
 
-    def __init__(self, channels: int, tokens: tuple[int, int, int], patch: int, place_rank: int = 0) -> None:
+    def __init__(
+        self, channels: int, tokens: tuple[int, int, int], patch: int, place_rank: int = 0, neighbors: bool = False
+    ) -> None:
         super().__init__()
-        self.tokens, self.patch = tokens, patch
+        self.tokens, self.patch, self.neighbors = tokens, patch, neighbors
         self.to_patch = nn.Linear(channels, patch**3, bias=False)
         self.mean = nn.Parameter(torch.zeros(math.prod(tokens), patch**3))
         if place_rank:
-            self.place_NCR = nn.Parameter(torch.zeros(math.prod(tokens), channels, place_rank))
+            self.place_NCR = nn.Parameter(
+                torch.zeros(math.prod(tokens), (7 if neighbors else 1) * channels, place_rank)
+            )
             self.basis_RP = nn.Parameter(torch.zeros(place_rank, patch**3))
         else:
             self.register_parameter("place_NCR", None)
@@ -97,8 +104,25 @@ class LinearPath(nn.Module):
     def forward(self, z_BNC: Tensor) -> Tensor:
         x_BNP = self.to_patch(z_BNC) + self.mean
         if self.place_NCR is not None:
-            x_BNP = x_BNP + torch.einsum("bnc,ncr->bnr", z_BNC, self.place_NCR) @ self.basis_RP
+            x_BNP = x_BNP + torch.einsum("bnc,ncr->bnr", self.seen(z_BNC), self.place_NCR) @ self.basis_RP
         return ops.unpatchify3d(x_BNP, self.patch, self.tokens)[:, None]
+
+    def seen(self, z_BNC: Tensor) -> Tensor:
+        """What each place's own image is drawn from: [B, N, C], with neighbors [B, N, 7C], zeros where there is none."""
+        return with_neighbors(z_BNC, self.tokens) if self.neighbors else z_BNC
+
+
+def with_neighbors(z_BNC: Tensor, tokens: tuple[int, int, int]) -> Tensor:
+    """[B, N, C] -> [B, N, 7C]: each token, then those before and after it along x, y and z, zeros beyond the edge."""
+    z_BXYZC = z_BNC.unflatten(1, tokens)
+    padded = F.pad(z_BXYZC, (0, 0, 1, 1, 1, 1, 1, 1))
+    parts = [z_BXYZC]
+    for axis, length in enumerate(tokens, 1):
+        inner = padded
+        for other, n in enumerate(tokens, 1):
+            inner = inner if other == axis else inner.narrow(other, 1, n)
+        parts += [inner.narrow(axis, 0, length), inner.narrow(axis, 2, length)]
+    return torch.cat(parts, dim=-1).flatten(1, 3)
 
 
 class Tokenizer(nn.Module):
@@ -111,7 +135,7 @@ class Tokenizer(nn.Module):
         # z' is divided by one number so that the decoder sees unit scale whatever the encoder's features are
         self.register_buffer("input_scale", torch.ones(()))
         self.decoder = CNNDecoder(config, patch)
-        path = (config.latent_channels, tokens, patch, config.place_rank)
+        path = (config.latent_channels, tokens, patch, config.place_rank, config.place_neighbors)
         self.linear = LinearPath(*path) if config.linear_path else None
         self.mask_linear = LinearPath(*path) if config.linear_path and config.mask_head else None
         # of ``spread``; only where training adds noise to z'

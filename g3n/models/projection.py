@@ -23,11 +23,12 @@ class Start:
 
 @dataclass(frozen=True)
 class Image:
-    """patch = (shared + place basis)^T z + mean of its place, float32; without place_rank there is no place and no basis."""
+    """patch = shared^T z + (place basis)^T seen + mean of its place, float32; without place_rank there is no place and no basis.
+    ``seen`` is z, or z and its neighbors (K = C or 7C)."""
 
     shared_CP: Tensor
     mean_NP: Tensor
-    place_NCR: Tensor | None
+    place_NKR: Tensor | None
     basis_RP: Tensor | None
 
 
@@ -106,30 +107,33 @@ def identity(f_BND: Tensor) -> Start:
     return _start(torch.eye(len(gram_DD), dtype=gram_DD.dtype, device=gram_DD.device), gram_DD, f_BND)
 
 
-def image(z_BNC: Tensor, x_BNP: Tensor, place_rank: int) -> Image:
+def image(z_BNC: Tensor, x_BNP: Tensor, place_rank: int, seen_BNK: Tensor | None = None) -> Image:
     """The linear image of latents that is nearest to ``x_BNP``, by ridge regression.
 
     With ``place_rank`` each place adds its own regression of what the shared image leaves there, in the ``place_rank`` directions
-    of a patch that hold most of it over all places. In an atlas the same place is the same anatomy in everyone.
+    of a patch that hold most of it over all places. In an atlas the same place is the same anatomy in everyone. That regression is
+    on ``seen_BNK``, the latents by default.
     """
     z_NC, mean_NP = z_BNC.double().mean(0), x_BNP.double().mean(0)
     shared_CP = _ridge(*_moments(z_BNC, x_BNP))
     mean_NP -= z_NC @ shared_CP
     if not place_rank:
         return Image(shared_CP.float(), mean_NP.float(), None, None)
+    seen_BNK = z_BNC if seen_BNK is None else seen_BNK
     own: list[Tensor] = []
     power_PP = torch.zeros(x_BNP.shape[2], x_BNP.shape[2], dtype=torch.float64, device=x_BNP.device)
     for n in range(z_BNC.shape[1]):
-        z_BC = _around(z_BNC[:, n])
-        gram_CC = z_BC.T @ z_BC
-        found_CP = _ridge(gram_CC, z_BC.T @ (_around(x_BNP[:, n]) - z_BC @ shared_CP), PLACE_PENALTY)
-        power_PP += found_CP.T @ gram_CC @ found_CP
-        own.append(found_CP)
+        seen_BK = _around(seen_BNK[:, n])
+        gram_KK = seen_BK.T @ seen_BK
+        left_BP = _around(x_BNP[:, n]) - _around(z_BNC[:, n]) @ shared_CP
+        found_KP = _ridge(gram_KK, seen_BK.T @ left_BP, PLACE_PENALTY)
+        power_PP += found_KP.T @ gram_KK @ found_KP
+        own.append(found_KP)
     _, vectors_PP = torch.linalg.eigh(power_PP)
     basis_PR = vectors_PP[:, -place_rank:]
-    place_NCR = torch.stack([found_CP @ basis_PR for found_CP in own])
-    mean_NP -= torch.einsum("nc,ncr,pr->np", z_NC, place_NCR, basis_PR)
-    return Image(shared_CP.float(), mean_NP.float(), place_NCR.float(), basis_PR.T.contiguous().float())
+    place_NKR = torch.stack([found_KP @ basis_PR for found_KP in own])
+    mean_NP -= torch.einsum("nk,nkr,pr->np", seen_BNK.double().mean(0), place_NKR, basis_PR)
+    return Image(shared_CP.float(), mean_NP.float(), place_NKR.float(), basis_PR.T.contiguous().float())
 
 
 def spread(f_BND: Tensor) -> Tensor:

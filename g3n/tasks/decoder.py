@@ -237,9 +237,9 @@ def _begin(net: Tokenizer, start: Start, features_BND: Tensor, patches_BNP: Tens
 
 
 def _begin_path(path: LinearPath, z_BNC: Tensor, target_BNP: Tensor, place_rank: int) -> None:
-    found = image(z_BNC, target_BNP, place_rank)
+    found = image(z_BNC, target_BNP, place_rank, path.seen(z_BNC))
     path.to_patch.weight.copy_(found.shared_CP.T)
     path.mean.copy_(found.mean_NP)
-    if found.place_NCR is not None and found.basis_RP is not None:
-        path.place_NCR.copy_(found.place_NCR)
+    if found.place_NKR is not None and found.basis_RP is not None:
+        path.place_NCR.copy_(found.place_NKR)
         path.basis_RP.copy_(found.basis_RP)

@@ -12,6 +12,7 @@ from sklearn.linear_model import Ridge
 
 from g3n import ops
 from g3n.config import build
+from g3n.models.decoder import TokenizerConfig, with_neighbors
 from g3n.models.mae import MAE, MAEConfig
 from g3n.stream.index import load_index
 from g3n.stream.lanes import eval_batches
@@ -36,8 +37,8 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> DecoderTask:
     return DecoderTask(build(DecoderTaskConfig, tree), index)
 
 
-def with_places(task: DecoderTask, rank: int, flip: float = 0.0) -> DecoderTask:
-    config = replace(task.config, net=replace(task.config.net, place_rank=rank), flip=flip)
+def with_places(task: DecoderTask, rank: int, flip: float = 0.0, neighbors: bool = False) -> DecoderTask:
+    config = replace(task.config, net=replace(task.config.net, place_rank=rank, place_neighbors=neighbors), flip=flip)
     return DecoderTask(config, task.index)
 
 
@@ -96,22 +97,42 @@ def test_it_starts_better_than_the_mean_volume(task: DecoderTask) -> None:
     assert float((made - patches).square().mean()) < 0.9 * float((patches - patches.mean(0)).square().mean())
 
 
+def test_neighbors_are_the_tokens_on_six_sides() -> None:
+    """Against a loop over the grid."""
+    shape = (2, 3, 4)
+    z = torch.randn(2, 24, 5, generator=torch.Generator().manual_seed(0))
+    found = with_neighbors(z, shape).view(2, *shape, 7, 5)
+    grid = z.view(2, *shape, 5)
+    for place in np.ndindex(*shape):
+        assert torch.equal(found[:, *place, 0], grid[:, *place])
+        for axis in range(3):
+            for side, step in enumerate((-1, 1)):
+                other = list(place)
+                other[axis] += step
+                inside = 0 <= other[axis] < shape[axis]
+                expected = grid[:, *other] if inside else torch.zeros(2, 5)
+                assert torch.equal(found[:, *place, 1 + 2 * axis + side], expected)
+
+
+@pytest.mark.parametrize("neighbors", [False, True])
 @torch.no_grad()
-def test_each_place_starts_as_its_own_ridge_regression(task: DecoderTask) -> None:
+def test_each_place_starts_as_its_own_ridge_regression(task: DecoderTask, neighbors: bool) -> None:
     """All directions of a patch kept: scikit-learn's ridge of what the shared image leaves, at each place alone."""
     features, patches = features_and_patches(task, "train")
     torch.manual_seed(0)
-    shared, net = task.build().eval(), with_places(task, 512).build().eval()
+    shared, net = task.build().eval(), with_places(task, 512, neighbors=neighbors).build().eval()
     z, new_z = (net.projection(f) / net.input_scale for f in (features, features_and_patches(task, "val")[0]))
     left = patches - (shared.linear.to_patch(z) + shared.linear.mean)
     expected = shared.linear.to_patch(new_z) + shared.linear.mean
+    made = ops.patchify3d(net.linear(new_z)[:, 0], 8)
+    if neighbors:
+        z, new_z = (with_neighbors(a, net.tokens) for a in (z, new_z))
     for n in range(8):
         z_n = (z[:, n] - z[:, n].mean(0)).double().numpy()
         ridge = Ridge(alpha=1e-2 * float((z_n**2).sum(0).mean()), fit_intercept=False)
         ridge.fit(z_n, (left[:, n] - left[:, n].mean(0)).double().numpy())
         added = ridge.predict((new_z[:, n] - z[:, n].mean(0)).double().numpy())
         expected[:, n] += torch.from_numpy(added).float() + left[:, n].mean(0)
-    made = ops.patchify3d(net.linear(new_z)[:, 0], 8)
     assert float((made - expected).abs().max()) < 1e-3 * float(expected.abs().max())
 
 
@@ -128,6 +149,11 @@ def test_fewer_directions_hold_what_matters_most(task: DecoderTask) -> None:
     left = float((whole - found).square().sum())
     values = np.linalg.svd(whole.flatten(0, 1).double().numpy(), compute_uv=False)
     assert left == pytest.approx(float((values[4:] ** 2).sum()), rel=1e-3)
+
+
+def test_neighbors_need_places() -> None:
+    with pytest.raises(ValueError, match="place_neighbors needs place_rank"):
+        TokenizerConfig(linear_path=True, place_neighbors=True)
 
 
 def test_mirrored_scans_are_seen_at_the_start_too(task: DecoderTask) -> None:
