@@ -3,7 +3,8 @@
 Trains a tokenizer for each kind of P, width and seed on the given shards, measures its reconstruction, and probes the clinical
 variables linearly from mean-pooled projected tokens and from mean-pooled features. P is linear, so the mean of projected tokens is
 P times the mean of the features, and volumes are encoded once. Kinds: ``learned`` begins as a regression and is trained, ``random``
-is trained too, ``pca`` is fixed. Width ``full`` is the fixed identity. Words ``key=value`` before the options go to g3n/train.py.
+is trained too, ``pca`` is fixed, ``pooled`` begins as a regression but for a fifth of its channels, which keep what all places of a
+scan share (``model.pooled_channels``). Width ``full`` is the fixed identity. Words ``key=value`` before the options go to g3n/train.py.
 
 Probes: logistic or ridge regression (scikit-learn) on standardized features, strength of the penalty chosen inside each of five folds;
 all scans of a subject are in one fold. Scores are balanced accuracy and R^2 of the held-out
@@ -44,7 +45,13 @@ from g3n.stream.index import ShardIndex, load_index
 from g3n.stream.lanes import eval_batches
 
 ROOT = Path(__file__).resolve().parents[1]
-KINDS = {"learned": ("regression", "true"), "random": ("random", "true"), "pca": ("pca", "false")}
+KINDS = {
+    "learned": ("regression", "true"),
+    "pooled": ("regression", "true"),
+    "random": ("random", "true"),
+    "pca": ("pca", "false"),
+}
+POOLED = 5  # one channel in so many
 FOLDS, INNER_FOLDS = 5, 3
 PENALTIES = np.logspace(-3, 5, 9)
 
@@ -70,6 +77,7 @@ class Cell:
             f"seed={self.seed}",
             net,
             f"model.projection={start}",
+            f"model.pooled_channels={self.width // POOLED if self.kind == 'pooled' else 0}",
             f"model.projection_trained={trained}",
         ]
 

@@ -39,8 +39,9 @@ def test_cells_are_planned_seed_by_seed_and_full_once() -> None:
 def test_settings_are_a_valid_configuration(kind: str) -> None:
     config = load_config(projection.ROOT / "configs/tiny/decoder.yaml", Cell(kind, 16, 3).settings)
     assert (config.seed, config.model.net.latent_channels) == (3, 16)
-    assert config.model.projection == {"learned": "regression"}.get(kind, kind)
-    assert config.model.projection_trained == (kind in ("learned", "random"))
+    assert config.model.projection == {"learned": "regression", "pooled": "regression"}.get(kind, kind)
+    assert config.model.projection_trained == (kind in ("learned", "pooled", "random"))
+    assert config.model.pooled_channels == (3 if kind == "pooled" else 0)
 
 
 def scans(n_subjects: int = 60, visits: int = 3, seed: int = 0) -> Scans:
