@@ -59,6 +59,7 @@ def draw(study: optuna.Study, sweep: SweepConfig) -> Path:
     """sweep.png: the metric over steps, over trials, and over each key of the space."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     trials = study.get_trials(deepcopy=False)
     best = record.best(study)
@@ -91,6 +92,7 @@ def draw(study: optuna.Study, sweep: SweepConfig) -> Path:
         for ax, key in zip(axes[2:], keys, strict=False):
             ax.scatter([_place(sweep, key, t.params[key]) for t in some], [t.value for t in some], color=color, s=14)
     axes[1].set(xlabel="trial")
+    axes[1].xaxis.set_major_locator(MaxNLocator(integer=True))
     for ax, key in zip(axes[2:], keys, strict=False):
         dimension = sweep.space[key]
         ax.set_xlabel(key)
@@ -142,6 +144,10 @@ def _optuna_pictures(study: optuna.Study, sweep: SweepConfig) -> list[Path]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 ax = make()
+                for lines in ax.figure.axes[0].collections if name == "parallel_coordinates" else ():
+                    lines.set_cmap(
+                        "viridis" if sweep.direction == "minimize" else "viridis_r"
+                    )  # Optuna's own ends in white
                 ax.figure.set_size_inches(max(7, 1.6 * (1 + len(sweep.space))), 4.5)
                 ax.figure.savefig(path.with_name(f".{path.name}.part"), format="png", dpi=130, bbox_inches="tight")
             path.with_name(f".{path.name}.part").replace(path)
