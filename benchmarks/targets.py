@@ -50,6 +50,7 @@ FIGURES: tuple[tuple[str, str, dict[str, Target]], ...] = (
     ("ventricles against requested age: r", "generation/effects/age/r", {"cpu": at_least(0.9), "gpu": at_least(0.95)}),
     ("ventricles at the oldest over the youngest age", "generation/effects/age/ratio", {"cpu": at_least(1.5)}),
     ("ventricles against requested age: slope, mL a year", "generation/effects/age/slope_ml_a_year", {}),
+    ("the same of training people and their age", "generation/guidance_choice/train_slope_ml_a_year", {}),
     (
         "same-noise age sweeps that are monotone",
         "generation/effects/age/monotone_share",
