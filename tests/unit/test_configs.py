@@ -15,7 +15,7 @@ from g3n.models.mae import MAE, Encoder
 from g3n.train import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
-OTHERS = ("sweeps", "probes.yaml")  # of g3n sweep and g3n probe, with tests of their own
+OTHERS = ("sweeps", "probes.yaml", "probes_more.yaml")  # of g3n sweep and g3n probe, with tests of their own
 CONFIGS = sorted(p for p in ROOT.glob("configs/**/*.yaml") if not set(OTHERS) & set(p.parts))
 
 
