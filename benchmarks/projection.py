@@ -220,8 +220,15 @@ def collect(output: Path) -> pd.DataFrame:
 def picture(table: pd.DataFrame, path: Path) -> None:
     """PSNR and each probe by width: a point a seed, a line through the means of a kind, dashes for full features."""
     names = ["psnr_db", *sorted(w for w in table["what"].unique() if w.startswith("probe "))]
-    figure, axes = plt.subplots(1, len(names), figsize=(3.6 * len(names), 3.4), squeeze=False, layout="constrained")
-    for axis, name in zip(axes[0], names, strict=True):
+    columns = min(4, len(names))
+    lines = -(-len(names) // columns)
+    figure, grid = plt.subplots(
+        lines, columns, figsize=(3.6 * columns, 3.2 * lines), squeeze=False, layout="constrained"
+    )
+    axes = list(grid.flat)
+    for axis in axes[len(names) :]:
+        axis.set_axis_off()
+    for axis, name in zip(axes, names, strict=False):
         part = table[table["what"] == name]
         for number, (kind, cells) in enumerate(part.groupby("kind")):
             means = cells.groupby("width")["value"].mean()
@@ -233,7 +240,7 @@ def picture(table: pd.DataFrame, path: Path) -> None:
         axis.set(xscale="log", xlabel="channels", title="PSNR, dB" if name == "psnr_db" else name)
         axis.set_xticks(widths, [str(w) for w in widths])
         axis.minorticks_off()
-    axes[0][-1].legend(frameon=False)
+    axes[len(names) - 1].legend(frameon=False)
     part_path = path.with_name(f".{path.name}.part")
     figure.savefig(part_path, dpi=150, format="png")
     plt.close(figure)
