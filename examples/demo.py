@@ -1,7 +1,7 @@
 """From nothing to generated brain volumes: every stage of g3n at a small grid, each launched as you would.
 
 The phantom cohort is made from the ICBM152 templates, so nothing is downloaded. A stage that is done is not done again: stop it
-whenever you like and run it again. About a quarter of an hour on two processors.
+whenever you like and run it again. About twenty minutes on two processors.
 
 Words ``TASK.key=value`` change the training of a task (mae, decoder, dit, forecast): ``demo.py --subjects 1500 mae.trainer.steps=2000``.
 """
