@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.targets import SECTION
+from benchmarks.targets import write_page
 from g3n.config import G3nError
 
 MAIN = ("auroc", "mae", "r")
@@ -94,9 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if metrics["did_not_run"]:
         lines += [*(f"- not run: {name}: {why}" for name, why in metrics["did_not_run"].items()), ""]
     text = "\n".join([*lines, *comparisons(args.folder / "comparisons.csv")]) + "\n"
-    before = args.output.read_text() if args.output.is_file() else ""
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(text + before[before.index(SECTION) :] if SECTION in before else text)
+    write_page(args.output, text)
     print(args.output)
     return 0
 

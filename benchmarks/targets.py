@@ -167,6 +167,13 @@ def page(report: Mapping[str, Any], setting: str, title: str, how: Sequence[str]
     return "\n".join(lines) + "\n"
 
 
+def write_page(path: Path, text: str) -> None:
+    """``text``, and the sections that people wrote below an earlier one."""
+    before = path.read_text() if path.is_file() else ""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + before[before.index(SECTION) :] if SECTION in before else text)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("report", type=Path, help="folder that g3n report wrote")
@@ -184,9 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except G3nError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    before = args.output.read_text() if args.output.is_file() else ""
-    args.output.write_text(text + before[before.index(SECTION) :] if SECTION in before else text)
+    write_page(args.output, text)
     print(args.output)
     return 0
 

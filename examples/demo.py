@@ -136,15 +136,15 @@ def pick_baseline(manifest: Path) -> tuple[dict[str, str], float]:
     return chosen[0], float(chosen[-1]["age_years"])
 
 
-def keep_older_demo(seed: int, subjects: int) -> None:
-    """Move a demo of another seed or size out of the way."""
+def keep_older_demo(seed: int, subjects: int, overrides: Sequence[str]) -> None:
+    """Move a demo of another seed, size or training out of the way."""
     mark = Path(OUT) / "demo.json"
-    this = {"seed": seed, "subjects": subjects}
+    this = {"seed": seed, "subjects": subjects, **({"overrides": sorted(overrides)} if overrides else {})}
     if mark.is_file() and json.loads(mark.read_text()) != this:
         old = json.loads(mark.read_text())
         aside = Path(f"{OUT}-seed{old['seed']}-{int(time.time())}")
         Path(OUT).rename(aside)
-        print(f"'{OUT}' held a demo of seed {old['seed']}; it is '{aside}' now")
+        print(f"'{OUT}' held another demo, of seed {old['seed']}; it is '{aside}' now")
     mark.parent.mkdir(parents=True, exist_ok=True)
     mark.write_text(json.dumps(this))
     # No one is to be hidden here, and one seed must give one demo; your own key stays secret and random.
@@ -251,7 +251,7 @@ def main() -> int:
     path = f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}"
     alone = {**os.environ, "PATH": path}
     together = {**alone, "OMP_NUM_THREADS": str(threads)}
-    keep_older_demo(args.seed, args.subjects)
+    keep_older_demo(args.seed, args.subjects, args.overrides)
     first = stages(args.seed, args.subjects, ranks, args.overrides)
     total = len(first) + 5
     try:

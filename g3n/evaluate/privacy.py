@@ -196,9 +196,12 @@ def too_close(
 
 def _under(near: Neighbors, threshold: float) -> dict[str, float]:
     count = int((near.distance < threshold).sum())
-    interval = binomtest(count, len(near.distance)).proportion_ci(method="wilson")
-    share = {"share": count / len(near.distance), "share_low": float(interval.low), "share_high": float(interval.high)}
-    return {"under": count, "of": len(near.distance), **share}
+    return {"under": count, **_share(count, len(near.distance))}
+
+
+def _share(count: int, of: int) -> dict[str, float]:
+    interval = binomtest(count, of).proportion_ci(method="wilson")
+    return {"of": of, "share": count / of, "share_low": float(interval.low), "share_high": float(interval.high)}
 
 
 def _spread(distance: np.ndarray) -> dict[str, float]:
@@ -211,16 +214,7 @@ def _codes(subjects: Sequence[str]) -> Tensor:
 
 def _matched(matches: Matches) -> dict[str, Any]:
     count = int((matches.correlation >= COPY).sum())
-    interval = binomtest(count, len(matches.correlation)).proportion_ci(method="wilson")
-    shares = {"share": count / len(matches.correlation), "share_low": float(interval.low)}
-    largest = float(matches.correlation.max())
-    return {
-        "count": count,
-        "of": len(matches.correlation),
-        **shares,
-        "share_high": float(interval.high),
-        "max": largest,
-    }
+    return {"count": count, **_share(count, len(matches.correlation)), "max": float(matches.correlation.max())}
 
 
 def copies(
