@@ -15,10 +15,12 @@ from typing import Any
 
 import pandas as pd
 
+from benchmarks.report import table
 from benchmarks.targets import write_page
 from g3n.config import G3nError
 
 MAIN = ("auroc", "mae", "r")
+TESTS = ("p", "p_holm", "q_bh")
 
 
 def figure(found: Mapping[str, Any] | None) -> str:
@@ -34,10 +36,7 @@ def number(value: float | None) -> str:
 
 def results(metrics: Mapping[str, Any]) -> list[str]:
     """Markdown of the first table."""
-    lines = [
-        "| task | people (scans) | features | AUROC | MAE | r | p | Holm | BH |",
-        "|---|---|---|---|---|---|---:|---:|---:|",
-    ]
+    lines = []
     for name, task in metrics["tasks"].items():
         task_name = name.removesuffix(" all")
         people = f"{task['n_subjects']} ({task['n_scans']})" + "".join(f"; {c} {n}" for c, n in task["classes"].items())
@@ -45,16 +44,13 @@ def results(metrics: Mapping[str, Any]) -> list[str]:
             label = task_name if scheme == "folds" else f"{task_name}, {scheme}"
             for who, found in task[scheme].items():
                 cells = [label, people, who, *(figure(found.get(m)) for m in MAIN)]
-                lines.append(f"| {' | '.join([*cells, *(number(found.get(t)) for t in ('p', 'p_holm', 'q_bh'))])} |")
-    return lines
+                lines.append([*cells, *(number(found.get(t)) for t in TESTS)])
+    return table(("task", "people (scans)", "features", "AUROC", "MAE", "r", "p", "Holm", "BH"), lines)
 
 
 def comparisons(path: Path) -> list[str]:
     """Markdown of the second table."""
-    lines = [
-        "| task | first | second | figure | first minus second | p | Holm | BH |",
-        "|---|---|---|---|---|---:|---:|---:|",
-    ]
+    lines = []
     for row in pd.read_csv(path, keep_default_na=False, na_values=[""]).to_dict("records"):
         names = (
             " ".join(str(row[c]) for c in pair if not pd.isna(row[c]))
@@ -62,10 +58,8 @@ def comparisons(path: Path) -> list[str]:
         )
         difference = figure({"value": row["difference"], "low": row["low"], "high": row["high"]})
         task = row["task"] if row["modality"] == "all" else f"{row['task']} {row['modality']}"
-        lines.append(
-            f"| {' | '.join([task, *names, row['metric'], difference, *(number(row[t]) for t in ('p', 'p_holm', 'q_bh'))])} |"
-        )
-    return lines
+        lines.append([task, *names, row["metric"], difference, *(number(row[t]) for t in TESTS)])
+    return table(("task", "first", "second", "figure", "first minus second", "p", "Holm", "BH"), lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,10 +84,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{'. '.join(note[:1].upper() + note[1:] for note in about['notes'])}."
     )
     lines += ["", f"![figures by task]({args.picture})"] if args.picture else []
-    lines += ["", *results(metrics), ""]
+    lines += ["", *results(metrics)]
     if metrics["did_not_run"]:
         lines += [*(f"- not run: {name}: {why}" for name, why in metrics["did_not_run"].items()), ""]
-    text = "\n".join([*lines, *comparisons(args.folder / "comparisons.csv")]) + "\n"
+    text = "\n".join([*lines, *comparisons(args.folder / "comparisons.csv")])
     write_page(args.output, text)
     print(args.output)
     return 0
